@@ -1,0 +1,147 @@
+"""What a model and a training run are made of: two frozen dataclasses, and the presets.
+
+Defaults are LLaMA-1's own ([LLaMA §2.2, §2.3, table 2]); a preset replaces what a laptop cannot afford. Each field's
+metadata holds its help text and its limits, and the command line, the TOML files and the error messages are made of them.
+"""
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from .errors import InputError
+
+
+def _field(default, help, low=None, high=None, above=None):
+    """A dataclass field with its help text and limits: low <= value <= high, value > above."""
+    metadata = {"help": help, "low": low, "high": high, "above": above}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _check_fields(config):
+    """Raise InputError for the first field whose type or value is not allowed."""
+    for field in dataclasses.fields(config):
+        value, limits = getattr(config, field.name), field.metadata
+        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(config, field.name, value := float(value))
+        if not isinstance(value, field.type) or isinstance(value, bool):
+            raise InputError(f"{field.name} is {value!r}, and must be {'a whole number' if field.type is int else 'a number'}")
+        if not math.isfinite(value):
+            raise InputError(f"{field.name} is {value}, and must be finite")
+        for bad, rule in (
+            (limits["above"] is not None and value <= limits["above"], f"greater than {limits['above']}"),
+            (limits["low"] is not None and value < limits["low"], f"at least {limits['low']}"),
+            (limits["high"] is not None and value > limits["high"], f"at most {limits['high']}"),
+        ):
+            if bad:
+                raise InputError(f"{field.name} is {value}, and must be {rule}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a LLaMA. Raises InputError for a shape that cannot be built."""
+
+    dim: int = _field(dataclasses.MISSING, "model width D, divisible by n_heads", low=2)
+    n_layers: int = _field(dataclasses.MISSING, "number of transformer layers L", low=1)
+    n_heads: int = _field(dataclasses.MISSING, "attention heads H; head_dim = dim / n_heads must be even (RoPE rotates pairs)", low=1)
+    vocab_size: int = _field(dataclasses.MISSING, "vocabulary V; ids are stored as uint16", low=1, high=65536)
+    multiple_of: int = _field(256, "hidden_dim is 2/3 * 4 * dim, rounded up to a multiple of this", low=1)
+    norm_eps: float = _field(1e-6, "added to the mean square in RMSNorm", low=0.0)
+    rope_theta: float = _field(10000.0, "base of the RoPE frequencies", above=0.0)
+    max_seq_len: int = _field(2048, "context: the longest sequence, in tokens", low=1)
+
+    def __post_init__(self):
+        _check_fields(self)
+        if self.dim % self.n_heads:
+            raise InputError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
+        if self.head_dim % 2:
+            raise InputError(f"head_dim {self.head_dim} (dim {self.dim} / n_heads {self.n_heads}) is odd, and RoPE needs it even")
+
+    @property
+    def head_dim(self):
+        """Channels per head."""
+        return self.dim // self.n_heads
+
+    @property
+    def hidden_dim(self):
+        """Feed-forward width F: 2/3 * 4 * dim rounded up to multiple_of (11008 for dim 4096)."""
+        return self.multiple_of * math.ceil(8 * self.dim // 3 / self.multiple_of)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe. Defaults are the paper's where it gives one [LLaMA §2.3]. Raises InputError for values out of range."""
+
+    steps: int = _field(10_000, "optimiser steps", low=1)
+    batch_size: int = _field(16, "rows per micro-batch", low=1)
+    seq_len: int = _field(2048, "tokens per row, at most max_seq_len", low=1)
+    accumulate: int = _field(1, "micro-batches per step; their gradients are averaged by token", low=1)
+    lr: float = _field(3e-4, "peak learning rate", above=0.0)
+    warmup_steps: int = _field(2000, "steps of linear warm-up from 0", low=0)
+    final_lr_fraction: float = _field(0.1, "the cosine ends at this fraction of lr", low=0.0, high=1.0)
+    beta1: float = _field(0.9, "AdamW: decay of the gradient's running mean", low=0.0, high=0.9999999)
+    beta2: float = _field(0.95, "AdamW: decay of the squared gradient's running mean", low=0.0, high=0.9999999)
+    eps: float = _field(1e-8, "AdamW: added to the root of the second moment", above=0.0)
+    weight_decay: float = _field(0.1, "AdamW: decoupled decay of matrices (norm gains never decay)", low=0.0)
+    grad_clip: float = _field(1.0, "largest global gradient norm", above=0.0)
+    val_fraction: float = _field(0.1, "share of each source held out for validation", above=0.0, high=0.5)
+    eval_every: int = _field(100, "steps between evaluations", low=1)
+    eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation during training; the last one uses all", low=1)
+    save_every: int = _field(500, "steps between checkpoints", low=1)
+    keep: int = _field(2, "checkpoints kept: the newest", low=1)
+    seed: int = _field(1337, "seed of the weights, the batches and the built-in text", low=0, high=2**63 - 1)
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model shape with the training settings that suit it; gpu_hours is the paper's table 15 (A100-80GB), where it has one."""
+
+    about: str
+    model: dict
+    train: dict
+    gpu_hours: int | None = None
+    train_tokens: float | None = None
+
+
+def _paper(dim, n_layers, n_heads, lr, eps, tokens, gpu_hours, name):
+    batch_tokens = 4 * 2**20
+    return Preset(
+        f"LLaMA-1 {name} [LLaMA table 2]",
+        dict(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=32000, norm_eps=eps),
+        dict(lr=lr, batch_size=1, accumulate=batch_tokens // 2048, seq_len=2048, steps=round(tokens / batch_tokens)),
+        gpu_hours,
+        tokens,
+    )
+
+
+PRESETS = {
+    "nano": Preset(
+        "minutes on a laptop: the default",
+        dict(dim=128, n_layers=4, n_heads=4, vocab_size=512, multiple_of=8, max_seq_len=256),
+        dict(steps=1000, batch_size=16, seq_len=128, lr=3e-3, warmup_steps=100, eval_every=100, save_every=250),
+    ),
+    "micro": Preset(
+        "an hour or two on a laptop",
+        dict(dim=288, n_layers=6, n_heads=6, vocab_size=4096, multiple_of=32, max_seq_len=512),
+        dict(steps=3000, batch_size=8, seq_len=256, lr=1e-3, warmup_steps=200, eval_every=250, save_every=250),
+    ),
+    "small": Preset(
+        "a night on a laptop, minutes on a GPU",
+        dict(dim=512, n_layers=10, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=1024),
+        dict(steps=10_000, batch_size=16, seq_len=512, lr=6e-4, warmup_steps=500, eval_every=500, save_every=500),
+    ),
+    "7B": _paper(4096, 32, 32, 3.0e-4, 1e-6, 1.0e12, 82_432, "7B"),
+    "13B": _paper(5120, 40, 40, 3.0e-4, 1e-6, 1.0e12, 135_168, "13B"),
+    "33B": _paper(6656, 60, 52, 1.5e-4, 1e-6, 1.4e12, 530_432, "33B"),
+    "65B": _paper(8192, 80, 64, 1.5e-4, 1e-5, 1.4e12, 1_022_362, "65B"),
+}
+
+
+def preset(name):
+    """Look a preset up. Raises InputError with the names there are."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r} does not exist: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

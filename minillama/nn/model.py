@@ -1,0 +1,118 @@
+"""LLaMA: embedding, L blocks, a final RMSNorm, and an output head that is not tied to the embedding.
+
+    logits = output rmsnorm(block_L(... block_1(tok_embeddings[tokens])))
+
+[LLaMA §2.2], names of Meta's code. GPU twin: kernels/model.py. Lesson: lessons/07_llama.ipynb.
+"""
+import math
+
+import numpy as np
+
+from ..errors import InputError
+from .block import block_backward, block_forward
+from .embedding import embedding_backward, embedding_forward
+from .linear import linear_backward, linear_forward
+from .rmsnorm import rmsnorm_backward, rmsnorm_forward
+from .rope import rope_tables
+
+BLOCK_NAMES = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3")
+
+
+def param_shapes(config):
+    """Name -> shape of every parameter, in the model's order. Nothing is allocated: 65B is as quick as nano."""
+    D, F, V = config.dim, config.hidden_dim, config.vocab_size
+    block = {
+        "attention_norm": (D,), "wq": (D, D), "wk": (D, D), "wv": (D, D), "wo": (D, D),
+        "ffn_norm": (D,), "w1": (F, D), "w2": (D, F), "w3": (F, D),
+    }  # fmt: skip
+    shapes = {"tok_embeddings": (V, D)}
+    for layer in range(config.n_layers):
+        shapes.update({f"layers.{layer}.{name}": shape for name, shape in block.items()})
+    return shapes | {"norm": (D,), "output": (V, D)}
+
+
+def count_params(config):
+    """Number of parameters: int."""
+    return sum(math.prod(shape) for shape in param_shapes(config).values())
+
+
+def init_params(config, seed=0, dtype=np.float32):
+    """Fresh parameters: norm gains 1, matrices normal with standard deviation 0.02.
+
+    `wo` and `w2` write into the residual stream, 2 L times in all, and start smaller by 1/sqrt(2 L) so that the stream's
+    variance does not grow with depth (Radford et al. 2019, GPT-2, §2.3). Drawn in float32 whatever the dtype, so that
+    one seed means one model.
+
+    Returns:
+        params: dict name -> array, keys and shapes of param_shapes(config)
+    """
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in param_shapes(config).items():
+        if len(shape) == 1:
+            params[name] = np.ones(shape, dtype)
+            continue
+        std = 0.02 / math.sqrt(2 * config.n_layers) if name.endswith((".wo", ".w2")) else 0.02
+        params[name] = (rng.standard_normal(shape, np.float32) * np.float32(std)).astype(dtype, copy=False)
+    return params
+
+
+def layer_params(params, layer):
+    """The 9 arrays of one block under their short names (views, nothing is copied)."""
+    return {name: params[f"layers.{layer}.{name}"] for name in BLOCK_NAMES}
+
+
+def check_tokens(tokens, config, past=0):
+    """Raise InputError unless every id is below vocab_size and `past` + T positions fit the context."""
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
+        worst = int(tokens.max() if tokens.max() >= config.vocab_size else tokens.min())
+        raise InputError(f"token id {worst} is out of range: the vocabulary has ids 0 to {config.vocab_size - 1}")
+    if past + tokens.shape[1] > config.max_seq_len:
+        raise InputError(f"{past + tokens.shape[1]} tokens are longer than the context of {config.max_seq_len} (max_seq_len)")
+
+
+def model_forward(tokens, params, config):
+    """Logits of the next token at every position.
+
+    Args:
+        tokens: (B, T) int     ids in [0, V), T <= max_seq_len
+        params: dict           keys of param_shapes(config)
+        config: ModelConfig
+
+    Returns:
+        logits: (B, T, V) dtype of the parameters
+        cache:  one entry per child, in forward's order
+
+    Raises:
+        InputError: an id out of range, or T above max_seq_len
+    """
+    check_tokens(tokens, config)
+    x, embedding = embedding_forward(tokens, params["tok_embeddings"])
+    cos, sin = rope_tables(tokens.shape[1], config.head_dim, config.rope_theta, x.dtype)
+    blocks = []
+    for layer in range(config.n_layers):
+        x, block = block_forward(x, layer_params(params, layer), cos, sin, config)
+        blocks.append(block)
+    x, norm = rmsnorm_forward(x, params["norm"], config.norm_eps)
+    logits, output = linear_forward(x, params["output"])
+    return logits, (embedding, blocks, norm, output)
+
+
+def model_backward(dlogits, cache):
+    """Gradients of model_forward: its lines upside down.
+
+    Args:
+        dlogits: (B, T, V)
+
+    Returns:
+        grads: dict with the keys, shapes and dtypes of params
+    """
+    embedding, blocks, norm, output = cache
+    grads = {}
+    dx, grads["output"] = linear_backward(dlogits, output)
+    dx, grads["norm"] = rmsnorm_backward(dx, norm)
+    for layer, block in reversed(list(enumerate(blocks))):
+        dx, block_grads = block_backward(dx, block)
+        grads.update({f"layers.{layer}.{name}": grad for name, grad in block_grads.items()})
+    grads["tok_embeddings"] = embedding_backward(dx, embedding)
+    return grads
