@@ -11,6 +11,7 @@ An op's output becomes one number by L = sum(out * r) with random r, so that no 
 
 Lesson: lessons/02_gradients.ipynb. Command: python -m minillama gradcheck.
 """
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -139,3 +140,59 @@ def check_directions(loss, params, grads, directions=3, seed=0, h=1e-4, toleranc
         numeric = float(above - below) / (2 * h)
         report.append(TensorReport(f"direction {n}", (), analytic, numeric, abs(analytic - numeric) / expected, tolerance))
     return report
+
+
+def check_everything(seed=0):
+    """Check every op of the model, then a whole small model entry by entry and along random directions.
+
+    The inputs are such that no mistake can hide: random norm gains (a forgotten factor is invisible at 1), repeated token
+    ids, T different from head_dim, sizes without common factors, ignored targets.
+
+    Yields:
+        (op name, Report)
+    """
+    from .. import nn
+    from ..config import ModelConfig
+
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return rng.standard_normal(shape)
+
+    B, T, H, Dh, V = 2, 7, 3, 4, 11
+    tokens = rng.integers(0, V // 2, (B, T))                     # half the vocabulary: ids repeat
+    targets = np.where(rng.random((B, T)) < 0.2, nn.IGNORE, rng.integers(0, V, (B, T)))
+    cos, sin = nn.rope_tables(T, Dh, dtype=np.float64)
+    qkv = {"q": draw(B, T, H, Dh), "k": draw(B, T, H, Dh), "v": draw(B, T, H, Dh)}
+
+    yield "linear", gradcheck(nn.linear_forward, nn.linear_backward, {"x": draw(B, T, 5), "weight": draw(3, 5)})
+    yield "embedding", gradcheck(partial(nn.embedding_forward, tokens), nn.embedding_backward, {"weight": draw(V, 5)})
+    yield "rmsnorm", gradcheck(nn.rmsnorm_forward, nn.rmsnorm_backward, {"x": draw(B, T, 5), "weight": draw(5)}, (1e-2,))
+    yield "rope", gradcheck(nn.rope_forward, nn.rope_backward, {"x": draw(B, T, H, Dh)}, (cos, sin))
+    yield "attention", gradcheck(nn.attention_forward, nn.attention_backward, qkv)
+    yield "flash", gradcheck(nn.flash_attention_forward, nn.flash_attention_backward, qkv, (3,))
+    yield "swiglu", gradcheck(nn.swiglu_forward, nn.swiglu_backward, {"gate": draw(B, T, 5), "up": draw(B, T, 5)})
+    forward = partial(nn.cross_entropy_forward, targets=targets)
+    yield "cross_entropy", gradcheck(forward, nn.cross_entropy_backward, {"logits": draw(B, T, V)})
+
+    config = ModelConfig(dim=H * Dh, n_layers=2, n_heads=H, vocab_size=V, multiple_of=5, max_seq_len=T, norm_eps=1e-2)
+    params = {name: draw(*shape) * (0.4 if len(shape) > 1 else 1.0) for name, shape in nn.param_shapes(config).items()}
+
+    def loss(params):
+        return float(nn.cross_entropy_forward(nn.model_forward(tokens, params, config)[0], targets)[0])
+
+    logits, model_cache = nn.model_forward(tokens, params, config)
+    grads = nn.model_backward(nn.cross_entropy_backward(1.0, nn.cross_entropy_forward(logits, targets)[1]), model_cache)
+    block = nn.model.layer_params(params, 0)
+    yield "block", gradcheck(
+        lambda x, *arrays: nn.block_forward(x, dict(zip(block, arrays)), cos, sin, config),
+        lambda dout, cache: _flatten(nn.block_backward(dout, cache), block),
+        {"x": draw(B, T, H * Dh), **block},
+    )
+    yield "model", Report(compare("d" + name, grads[name], numerical_gradient(lambda: loss(params), params[name])) for name in params)
+    yield "model", check_directions(loss, params, grads, seed=seed)
+
+
+def _flatten(block_gradients, names):
+    dx, grads = block_gradients
+    return (dx, *(grads[name] for name in names))

@@ -1,0 +1,356 @@
+"""The command line: `python -m minillama COMMAND --help` tells all of it."""
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from . import __version__, machine
+
+machine.prepare()  # before NumPy is imported
+
+from .config import PRESETS, ModelConfig, TrainConfig  # noqa: E402
+from .errors import InputError  # noqa: E402
+
+ENGINES = ("auto", "numpy")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help with the examples kept as they are written, in at most 100 columns."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=min(100, int(os.environ.get("COLUMNS", 100))))
+
+
+class Parser(argparse.ArgumentParser):
+    """One sentence for a wrong argument, like every other error, and exit status 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+
+
+def _vocab_size(text):
+    try:
+        return text if text == "chars" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor 'chars'") from None
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def _add_config_flags(group, config_class, skip=()):
+    """One flag per field of a configuration, its help and type taken from there. Flags not given stay out of the namespace."""
+    for field in dataclasses.fields(config_class):
+        if field.name not in skip:
+            known = "" if field.default is dataclasses.MISSING else f" (LLaMA-1: {field.default})"
+            letter = field.type.__name__[0].upper()
+            text = field.metadata["help"].replace("%", "%%") + known
+            group.add_argument(_flag(field.name), type=field.type, default=argparse.SUPPRESS, metavar=letter, help=text)
+
+
+def _add_train(commands):
+    presets = "\n".join(f"  {name:<6} {p.about}" for name, p in PRESETS.items())
+    parser = commands.add_parser("train", formatter_class=Formatter, help="train a LLaMA, on the built-in text or on yours", description=f"""\
+Train a LLaMA. With no arguments: the nano preset on the built-in text, a few minutes on a laptop.
+
+presets:
+{presets}
+
+examples:
+  python -m minillama train
+  python -m minillama train --data book.txt --vocab-size chars --out runs/book
+  python -m minillama train --data prose.txt=0.35 --data facts.jsonl=0.65 --preset micro
+  python -m minillama train --resume --out runs/book
+
+Ctrl-C finishes the step, saves and exits with status 130; --resume continues to the very same bits.
+A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag replaces them all.""")
+    data = parser.add_argument_group("text")
+    data.add_argument("--data", action="append", metavar="FILE[=WEIGHT]", default=argparse.SUPPRESS,
+                      help="a UTF-8 text file (one document) or .jsonl (one per line, under \"text\"); repeat it to mix "
+                           "several by weight (default weight 1; without --data: the built-in corpus)")  # fmt: skip
+    data.add_argument("--vocab-size", type=_vocab_size, metavar="N|chars", default=argparse.SUPPRESS,
+                      help="pieces of the tokenizer that is trained on the text (default: the preset's, or the most the text "
+                           "supports), or 'chars': one token per character")  # fmt: skip
+    run = parser.add_argument_group("run")
+    run.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="shape and recipe (default nano)")
+    run.add_argument("--config", metavar="FILE.toml", help="settings, as in a run's config.toml")
+    run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default runs/PRESET)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out, with the settings it was started with")
+    run.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default auto: the fastest here)")
+    run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
+                     help="processor threads (default: all cores); the same number gives the same bits")
+    _add_config_flags(parser.add_argument_group("recipe"), TrainConfig)
+    _add_config_flags(parser.add_argument_group("shape"), ModelConfig, skip=("vocab_size",))
+    parser.set_defaults(command=_train)
+
+
+def _given(arguments, config_class):
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return {name: value for name, value in vars(arguments).items() if name in names and name != "vocab_size"}
+
+
+def _train(arguments):
+    from .run import TOP_KEYS, holds_run, read_toml, resolve
+    from .train import train
+
+    flags = {key: value for key, value in vars(arguments).items() if key in TOP_KEYS}
+    flags |= {"model": _given(arguments, ModelConfig), "train": _given(arguments, TrainConfig)}
+    settings = read_toml(arguments.config) if arguments.config else {}
+    config = resolve(settings, flags, machine.default_threads())
+    out = arguments.out or Path("runs") / config.preset
+    changed = [_flag(name) for name in (*flags["model"], *flags["train"], *(key for key in flags if key not in ("model", "train")))]
+    changed += ["--config"] if arguments.config else []
+    if arguments.resume and holds_run(out) and changed:
+        raise InputError(f"--resume continues {out} with the settings it was started with: {changed[0]} cannot be changed")
+    return train(out, config, arguments.resume, arguments.engine)
+
+
+def _open(path, threads=None):
+    """An engine for a trained run: (RunConfig, Tokenizer, Engine, step)."""
+    from .engine import make_engine
+    from .run import load
+
+    config, tokenizer, params, step = load(path)
+    return config, tokenizer, make_engine("auto", config.model_config, params=params, threads=threads), step
+
+
+def _add_generate(commands):
+    parser = commands.add_parser("generate", formatter_class=Formatter, help="let a trained model write", description="""\
+Continue a prompt; the text appears as it is decoded.
+
+examples:
+  python -m minillama generate runs/nano --prompt "Tom"
+  python -m minillama generate runs/nano --prompt "12+34" --temperature 0""")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
+    parser.add_argument("--prompt", "-p", default="", metavar="TEXT", help="text to continue (default: none, the start of a document)")
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=200, metavar="N",
+                        help="at most this many new tokens; fewer at the end of a document or of the context (default 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="F",
+                        help="0 is greedy, 1 the model's own probabilities (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens only (default 0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                        help="draw from the likeliest tokens that hold this share (default 1: all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default 0)")
+    parser.set_defaults(command=_generate)
+
+
+def _generate(arguments):
+    from .generate import check_sampling, generate
+
+    check_sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    if arguments.max_new_tokens < 1 or arguments.seed < 0:
+        name, value, least = ("-n", arguments.max_new_tokens, 1) if arguments.max_new_tokens < 1 else ("--seed", arguments.seed, 0)
+        raise InputError(f"{name} is {value}, and must be at least {least}")
+    _, tokenizer, engine, _ = _open(arguments.run)
+    prompt = tokenizer.encode(arguments.prompt, bos=True)
+    ids = generate(engine, prompt, arguments.max_new_tokens, tokenizer.eos_id, arguments.seed,
+                   arguments.temperature, arguments.top_k, arguments.top_p)  # fmt: skip
+    stream = tokenizer.stream(prompt)
+    first = next(ids, None)                                      # raises for a prompt that is too long, before anything is shown
+    sys.stdout.write(arguments.prompt)
+    if first is not None:
+        sys.stdout.write(stream.push(first))
+    for token in ids:
+        sys.stdout.write(stream.push(token))
+        sys.stdout.flush()
+    sys.stdout.write(stream.finish() + "\n")
+
+
+def _add_eval(commands):
+    parser = commands.add_parser("eval", formatter_class=Formatter, help="loss of a trained model on held-out text", description="""\
+Loss (nats/token), bits per byte, perplexity, and the floor where it is known, for every source.
+
+--json prints {"loss", "bits_per_byte", "perplexity", "floor",
+               "sources": {NAME: {"loss", "bits_per_byte", "floor", "share", "epochs"}}};
+floor and epochs are null where they are unknown.""")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
+    parser.add_argument("--data", action="append", metavar="FILE[=WEIGHT]",
+                        help="evaluate all of this text instead of what the run held out; repeat it for several")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.set_defaults(command=_eval)
+
+
+def _eval(arguments):
+    from tqdm import tqdm
+
+    from .evaluate import evaluate, summary, table
+    from .text.mixture import Mixture, load_shard
+    from .text.sources import parse_data
+    from .train import make_sources, prepare_data, shares
+
+    if arguments.threads is not None and arguments.threads < 1:
+        raise InputError(f"--threads is {arguments.threads}, and must be at least 1")
+    config, tokenizer, engine, step = _open(arguments.run, arguments.threads)
+    recipe, cache = config.train, arguments.run.parent / ".cache"
+    trained_on = make_sources(config.data, recipe.seed)
+    if arguments.data:
+        sources = parse_data(arguments.data)
+        seen = {source.fingerprint() for source in trained_on} & {source.fingerprint() for source in sources}
+        if seen:
+            print("note: this run was trained on a part of this text; without --data only what was held out is scored", file=sys.stderr)
+        shards = [load_shard(source, share, tokenizer, cache) for source, share in zip(sources, shares(sources))]
+        epochs = None
+    else:
+        shards = prepare_data(config, tokenizer, trained_on, cache)
+        tokens = step * recipe.accumulate * recipe.batch_size * recipe.seq_len
+        epochs = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id).epochs(tokens)
+    with tqdm(total=sum(shard.val.scored for shard in shards), unit="tokens", unit_scale=True, leave=False, disable=None) as bar:
+        scores = evaluate(engine, shards, recipe.seq_len, tokenizer.bos_id, recipe.batch_size, epochs=epochs, progress=bar.update)
+    result = summary(shards, scores)
+    print(json.dumps(result, indent=1) if arguments.json else table(result))
+
+
+def _add_tokenizer(commands):
+    parser = commands.add_parser("tokenizer", formatter_class=Formatter, help="train a tokenizer, encode, decode", description="""\
+SentencePiece with LLaMA's settings: digits split, unknown characters as bytes.
+
+examples:
+  python -m minillama tokenizer train book.txt --vocab-size 1000 --out book.model
+  python -m minillama tokenizer encode book.model "2023 + 1999" --pieces
+  python -m minillama tokenizer decode book.model 1 300 301""")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    train = actions.add_parser("train", formatter_class=Formatter, help="learn a vocabulary from text files")
+    train.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, or .jsonl with a document per line under \"text\"")
+    train.add_argument("--vocab-size", type=_vocab_size, required=True, metavar="N|chars",
+                       help="pieces in all, or 'chars': one per character")
+    train.add_argument("--out", type=Path, required=True, metavar="FILE.model", help="where to write it")
+    train.set_defaults(command=_tokenizer_train)
+    encode = actions.add_parser("encode", formatter_class=Formatter, help="text to ids")
+    encode.add_argument("model", metavar="MODEL", type=Path, help="a .model file, or the folder of a run")
+    encode.add_argument("text", nargs="?", metavar="TEXT", help="default: standard input")
+    encode.add_argument("--pieces", action="store_true", help="show the pieces beside the ids")
+    encode.set_defaults(command=_tokenizer_encode)
+    decode = actions.add_parser("decode", formatter_class=Formatter, help="ids to text")
+    decode.add_argument("model", metavar="MODEL", type=Path, help="a .model file, or the folder of a run")
+    decode.add_argument("ids", nargs="*", type=int, metavar="ID", help="default: standard input")
+    decode.set_defaults(command=_tokenizer_decode)
+
+
+def _tokenizer(path):
+    from .text.tokenizer import Tokenizer
+
+    return Tokenizer.load(path / "tokenizer.model" if path.is_dir() else path)
+
+
+def _tokenizer_train(arguments):
+    from .text.sources import parse_data
+    from .text.tokenizer import Tokenizer
+
+    if arguments.out.exists():
+        raise InputError(f"{arguments.out} already exists: choose another --out")
+    sources = parse_data(arguments.files)
+    texts = (chunk for source in sources for _, chunks, _ in source.whole() for chunk in chunks)
+    tokenizer = Tokenizer.train(texts, arguments.vocab_size)
+    tokenizer.save(arguments.out)
+    print(f"{arguments.out}: {tokenizer.vocab_size} pieces")
+
+
+def _read_stdin():
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
+
+
+def _tokenizer_encode(arguments):
+    tokenizer = _tokenizer(arguments.model)
+    ids = tokenizer.encode(_read_stdin() if arguments.text is None else arguments.text)
+    if arguments.pieces:
+        print("\n".join(f"{id:>6} {tokenizer.pieces[id][0]}" for id in ids))
+    else:
+        print(*ids)
+
+
+def _tokenizer_decode(arguments):
+    tokenizer = _tokenizer(arguments.model)
+    try:
+        ids = arguments.ids or [int(word) for word in _read_stdin().split()]
+    except ValueError as error:
+        raise InputError(f"standard input holds something that is not a token id: {error}") from None
+    print(tokenizer.decode(ids))
+
+
+def _add_info(commands):
+    parser = commands.add_parser("info", formatter_class=Formatter, help="what a model is made of and what it costs", description="""\
+Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside the paper's, of a run or a preset.
+
+examples:
+  python -m minillama info nano
+  python -m minillama info 65B --json""")
+    parser.add_argument("name", metavar="RUN|PRESET", help=f"folder of a run, or one of {', '.join(PRESETS)}")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(command=_info)
+
+
+def _info(arguments):
+    from .plan import plan, text
+    from .run import read_config
+
+    name = arguments.name
+    if Path(name).is_dir():
+        config = read_config(name)
+        model, recipe, title = config.model_config, config.train, f"{name}: a run of the {config.preset} preset"
+    elif name in PRESETS:
+        model, recipe, title = ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), f"{name}: {PRESETS[name].about}"
+    else:
+        raise InputError(f"{name} is neither the folder of a run nor a preset ({', '.join(PRESETS)})")
+    figures = plan(model, recipe, name)
+    print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else text(title, model, figures))
+
+
+def _add_gradcheck(commands):
+    about = "check every gradient against finite differences"
+    parser = commands.add_parser("gradcheck", formatter_class=Formatter, help=about, description="""\
+Every op and the whole model, in float64, against central differences: per tensor the worst entry, both values
+and their difference relative to the largest gradient of that tensor. Exit status 1 if any is wrong.""")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs (default 0)")
+    parser.set_defaults(command=_gradcheck)
+
+
+def _gradcheck(arguments):
+    from .nn.gradcheck import TOLERANCE, check_everything
+
+    if arguments.seed < 0:
+        raise InputError(f"--seed is {arguments.seed}, and must be at least 0")
+    print(f"{'op':<16} {'gradient [worst entry]':<34} {'by hand':>15} {'differences':>15} {'error':>9}")
+    passed = True
+    for op, report in check_everything(arguments.seed):
+        passed &= report.passed
+        for line in str(report).splitlines():
+            print(f"{op:<16} {line}")
+    print(f"{'all' if passed else 'NOT all'} within {TOLERANCE:.0e} of the largest gradient of their tensor")
+    return 0 if passed else 1
+
+
+def main(argv=None):
+    """Run one command. Returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    about = "LLaMA-1 from scratch in NumPy, every gradient by hand."
+    parser = Parser(prog="python -m minillama", formatter_class=Formatter, description=about)
+    parser.add_argument("--version", action="version", version=f"minillama {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_generate, _add_eval, _add_tokenizer, _add_info, _add_gradcheck):
+        add(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:                                      # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The engine: what a training loop, a sampler and an evaluation need of a back end, and the NumPy one.
+
+`Engine` is the protocol. Every back end starts from the same parameters, sees the same batches and gives the same losses to
+rounding, so that a checkpoint can move between them in the middle of a run.
+"""
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from .errors import InputError
+from .machine import default_threads
+from .nn import IGNORE, cross_entropy_backward, cross_entropy_forward, init_params, model_backward, model_forward, param_shapes
+from .nn.decode import KVCache, model_decode
+from .optim import adamw_step, clip_grad_norm
+
+
+class StepResult(NamedTuple):
+    """One optimiser step: mean loss over all its scored tokens (nats/token), gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+class Diverged(InputError):
+    """The loss or a gradient is no longer finite. The parameters are those of the step before."""
+
+
+class Engine(Protocol):
+    """One model with its optimiser. Tokens and targets are (B, T) integer arrays; targets may be IGNORE."""
+
+    name: str
+
+    def train_step(self, batches, lr) -> StepResult:
+        """One update from a list of (tokens, targets) micro-batches, weighted by their scored tokens. Raises Diverged."""
+
+    def loss(self, tokens, targets) -> tuple[float, int]:
+        """(sum of nats, number of scored tokens) of a batch."""
+
+    def logits(self, tokens) -> np.ndarray:
+        """(B, T, V) float32."""
+
+    def new_cache(self, batch_size=1, capacity=None):
+        """An empty key/value cache for `decode`."""
+
+    def decode(self, tokens, cache) -> np.ndarray:
+        """Logits (B, T, V) of the next T positions; advances the cache."""
+
+    def state(self) -> dict:
+        """{"step": int, "params": dict, "m": dict, "v": dict} of float32 NumPy arrays, by parameter name."""
+
+    def load_state(self, state) -> None:
+        """Continue from a `state()`, this engine's or another's."""
+
+
+class Arena:
+    """All tensors of one kind in one flat array, so that the optimiser runs once over memory instead of once per tensor.
+
+    flat:     (n,) array            matrices first, then norm gains
+    matrices: int                   length of the part that decays
+    views:    dict name -> array    each tensor, in the model's order, as a view into flat
+    """
+
+    def __init__(self, shapes, dtype=np.float32):
+        order = sorted(shapes, key=lambda name: len(shapes[name]) == 1)  # stable: the model's order within each part
+        sizes = {name: int(np.prod(shapes[name])) for name in order}
+        self.matrices = sum(size for name, size in sizes.items() if len(shapes[name]) > 1)
+        self.flat = np.zeros(sum(sizes.values()), dtype)
+        starts = dict(zip(order, np.cumsum([0, *sizes.values()])[:-1].tolist()))
+        self.views = {name: self.flat[starts[name]:starts[name] + sizes[name]].reshape(shape) for name, shape in shapes.items()}
+
+    def fill(self, tensors):
+        """Copy a dict of tensors in."""
+        for name, view in self.views.items():
+            view[...] = tensors[name]
+
+
+class NumpyEngine:
+    """The reference in NumPy.
+
+    threads: a batch is split by rows into this many parts, worked on by as many Python threads with one BLAS thread each
+    (NumPy releases the interpreter lock inside its loops). Elementwise work runs in parallel too, which BLAS threads alone
+    would leave to one core. The split fixes the order of every sum: the same `threads` gives the same bits.
+    """
+
+    name = "numpy"
+
+    def __init__(self, model_config, train_config=None, params=None, threads=None):
+        self.config, self.recipe = model_config, train_config
+        self.threads = threads or default_threads()
+        shapes = param_shapes(model_config)
+        self._params = Arena(shapes)
+        self._params.fill(init_params(model_config, train_config.seed if train_config else 0) if params is None else params)
+        self.params = self._params.views
+        self.step = 0
+        if train_config:
+            self._grads, self._m, self._v = Arena(shapes), Arena(shapes), Arena(shapes)
+        self._pool = ThreadPoolExecutor(self.threads)
+        self._blas = threadpool_limits(1, user_api="blas")
+
+    def _parts(self, tokens, targets):
+        """Split a batch by rows, one part per thread."""
+        n = min(self.threads, len(tokens))
+        return list(zip(np.array_split(tokens, n), np.array_split(targets, n)))
+
+    def _gradient(self, part, total):
+        """Loss and gradients of one part, as its share of a step that scores `total` tokens."""
+        tokens, targets = part
+        share = int((targets != IGNORE).sum()) / total
+        logits, model_cache = model_forward(tokens, self.params, self.config)
+        loss, loss_cache = cross_entropy_forward(logits, targets)
+        return float(loss) * share, model_backward(cross_entropy_backward(share, loss_cache), model_cache)
+
+    def train_step(self, batches, lr):
+        total = max(sum(int((targets != IGNORE).sum()) for _, targets in batches), 1)
+        grads, loss = self._grads.views, 0.0
+        self._grads.flat.fill(0)
+        for tokens, targets in batches:
+            for part_loss, part_grads in self._pool.map(self._gradient, self._parts(tokens, targets), [total] * self.threads):
+                loss += part_loss
+                for name, grad in part_grads.items():
+                    grads[name] += grad
+        norm = clip_grad_norm(self._grads.flat, self.recipe.grad_clip)
+        if not np.isfinite(loss + norm):
+            raise Diverged(self._diagnosis(loss, norm))
+        self.step += 1
+        r, n = self.recipe, self._params.matrices
+        for part, decay in ((slice(0, n), r.weight_decay), (slice(n, None), 0.0)):
+            arrays = (arena.flat[part] for arena in (self._params, self._grads, self._m, self._v))
+            adamw_step(*arrays, self.step, lr, r.beta1, r.beta2, r.eps, decay)
+        return StepResult(loss, norm)
+
+    def _diagnosis(self, loss, norm):
+        """Which tensor broke first: a parameter, else the gradient nearest to the loss, where backward begins."""
+        suspects = [f"parameter {name}" for name, tensor in self.params.items() if not np.isfinite(tensor).all()]
+        suspects += [f"the gradient of {name}" for name, grad in reversed(self._grads.views.items()) if not np.isfinite(grad).all()]
+        where = suspects[0] if suspects else "the gradient norm, too large for float32"
+        return f"training diverged at step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; first not finite is {where}"
+
+    def loss(self, tokens, targets):
+        def part_loss(part):
+            loss, _ = cross_entropy_forward(model_forward(part[0], self.params, self.config)[0], part[1])
+            count = int((part[1] != IGNORE).sum())
+            return float(loss) * count, count
+
+        nats, counts = zip(*self._pool.map(part_loss, self._parts(tokens, targets)))
+        return sum(nats), sum(counts)
+
+    def logits(self, tokens):
+        return model_forward(tokens, self.params, self.config)[0]
+
+    def new_cache(self, batch_size=1, capacity=None):
+        return KVCache(self.config, batch_size, capacity)
+
+    def decode(self, tokens, cache):
+        return model_decode(tokens, self.params, self.config, cache)
+
+    def state(self):
+        return {"step": self.step, "params": self.params, "m": self._m.views, "v": self._v.views}
+
+    def load_state(self, state):
+        self.step = state["step"]
+        for arena, key in ((self._params, "params"), (self._m, "m"), (self._v, "v")):
+            arena.fill(state[key])
+
+
+ENGINES = ("auto", "numpy")
+
+
+def make_engine(name, model_config, train_config=None, params=None, threads=None):
+    """Build the engine of that name; `auto` is the fastest one this machine has.
+
+    Raises:
+        InputError: no such engine
+    """
+    if name not in ENGINES:
+        raise InputError(f"engine {name!r} does not exist: choose one of {', '.join(ENGINES)}")
+    return NumpyEngine(model_config, train_config, params, threads)

@@ -1,0 +1,85 @@
+"""What a model costs before it is trained: parameters, arithmetic, memory, time.
+
+    forward, per token    2 (P - V D)  +  2 L T D          every matrix entry is one multiply and one add; the second term is
+                                                           q k^T and probs v over the causal half of a context of T
+    training, per token   three times that: backward multiplies by both operands of every product
+
+The embedding is a lookup and costs no arithmetic, hence P - V D. Kaplan et al. 2020 (arXiv:2001.08361), §2.1;
+[LLaMA table 15] for the GPU-hours.
+"""
+from .config import PRESETS
+from .nn import count_params
+
+A100_FLOPS = 312e12  # bfloat16, dense, one A100-80GB
+ASSUMED_MFU = 0.5    # of it that a well-made training reaches
+
+
+def flops_per_token(config, seq_len):
+    """Floating-point operations to train on one token, forward and backward: float."""
+    matrices = count_params(config) - config.vocab_size * config.dim
+    return 3 * (2 * matrices + 2 * config.n_layers * seq_len * config.dim)
+
+
+def train_memory(config, batch_size, seq_len):
+    """Bytes the NumPy engine needs to train in float32: dict of parts.
+
+    Per token and layer the caches hold 8 D (both norms' inputs and outputs, q, k, v, attention's output), the 4 F of SwiGLU
+    (gate, up, sigmoid, product) and one row of H probabilities per position; then V probabilities of the loss.
+    Three arrays of V (logits, probabilities, their gradient) are alive at the peak.
+    """
+    parameters = 4 * count_params(config)
+    tokens = batch_size * seq_len
+    layer = 8 * config.dim + 4 * config.hidden_dim + config.n_heads * seq_len
+    activations = 4 * tokens * (config.n_layers * layer + 3 * config.vocab_size + 4 * config.dim)
+    parts = {"parameters": parameters, "gradients": 2 * parameters, "moments": 2 * parameters, "activations": activations}
+    return parts | {"total": sum(parts.values())}
+
+
+def plan(config, recipe, preset_name=None):
+    """All figures of a model and its training, as `info --json` prints them."""
+    tokens = recipe.steps * recipe.accumulate * recipe.batch_size * recipe.seq_len
+    flops = flops_per_token(config, recipe.seq_len)
+    paper = PRESETS.get(preset_name)
+    hours = paper.gpu_hours if paper else None
+    trained = paper.train_tokens if paper and paper.train_tokens else tokens
+    return {
+        "parameters": count_params(config),
+        "head_dim": config.head_dim,
+        "hidden_dim": config.hidden_dim,
+        "flops_per_token": flops,
+        "tokens_per_step": recipe.accumulate * recipe.batch_size * recipe.seq_len,
+        "steps": recipe.steps,
+        "train_tokens": trained,
+        "train_flops": flops * trained,
+        "memory_bytes": train_memory(config, recipe.batch_size, recipe.seq_len),
+        "gpu_hours_estimate": flops * trained / (A100_FLOPS * ASSUMED_MFU) / 3600,
+        "gpu_hours_paper": hours,
+        "mfu_paper": flops * trained / (A100_FLOPS * hours * 3600) if hours else None,
+    }
+
+
+def _size(n):
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.4g} TB"
+
+
+def text(title, config, figures):
+    """`plan` as a page for people."""
+    memory = figures["memory_bytes"]
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if name != "total")
+    paper = ""
+    if figures["gpu_hours_paper"]:
+        paper = f"; the paper's {figures['gpu_hours_paper']:,} are {100 * figures['mfu_paper']:.0f}% of it [LLaMA table 15]"
+    return "\n".join([
+        title,
+        f"  shape            dim {config.dim}, {config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, "
+        f"hidden {config.hidden_dim}, vocabulary {config.vocab_size}, context {config.max_seq_len}",
+        f"  parameters       {figures['parameters']:,}",
+        f"  training         {figures['train_tokens']:.3g} tokens, {figures['tokens_per_step']:,} a step",
+        f"  arithmetic       {figures['flops_per_token']:.3g} FLOP a token, {figures['train_flops']:.3g} in all",
+        f"  memory to train  {_size(memory['total'])} in float32 with the NumPy engine: {parts}",
+        f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s{paper}",
+    ])

@@ -1,0 +1,47 @@
+"""loss.png: what a run learned, beside what there was to learn."""
+import math
+import os
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, TRAIN, VAL, FLOOR = "#333333", "#9db7d5", "#c8452f", "#2a7f4f"
+
+
+def plot_loss(records, path, title, vocab_size):
+    """Draw train and validation loss, the floor, ln V and the learning rate over the steps; replaces `path` atomically.
+
+    Args:
+        records:    list of dict    lines of metrics.jsonl
+        vocab_size: int             ln V is where an untrained model starts, nats/token
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    steps = [record["step"] for record in records]
+    evaluated = [record for record in records if "val_loss" in record]
+    loss.plot(steps, [record["loss"] for record in records], color=TRAIN, linewidth=0.8, label="training batches")
+    if evaluated:
+        last = evaluated[-1]
+        loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], color=VAL, marker="o", markersize=3,
+                  label=f"validation: {last['val_loss']:.3f} at step {last['step']}")
+        if last["floor"] is not None:
+            above = 100 * (last["val_loss"] / last["floor"] - 1)
+            text = f"floor: {last['floor']:.3f}, the entropy of the text (validation ends {above:.1f}% above)"
+            loss.axhline(last["floor"], color=FLOOR, linestyle="--", label=text)
+    text = f"ln {vocab_size} = {math.log(vocab_size):.2f}: knowing nothing"
+    loss.axhline(math.log(vocab_size), color=INK, linewidth=0.8, linestyle=":", label=text)
+    loss.set_ylabel("loss (nats/token)")
+    loss.set_title(title, loc="left", fontsize=11)
+    loss.legend(frameon=False, fontsize=9)
+    rate.plot(steps, [record["lr"] for record in records], color=INK, linewidth=1)
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("step")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (loss, rate):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.01)
+    temporary = f"{path}.tmp"
+    figure.savefig(temporary, dpi=110, format="png")
+    os.replace(temporary, path)

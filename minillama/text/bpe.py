@@ -1,0 +1,576 @@
+"""Byte-pair encoding by hand: learn the merges, apply them, undo them, and keep them in a SentencePiece `.model` file.
+
+    train    start from characters; again and again join the most frequent neighbouring pair (l, r) into one new piece l + r,
+             whose score is -rank: the earlier it was learned, the higher
+    encode   start from characters; again and again join the neighbours whose joined piece has the highest score (leftmost first);
+             a character that is no piece becomes its UTF-8 bytes
+    decode   join the pieces, read runs of bytes as UTF-8, turn the space mark back into a space, drop the first one
+
+Three rules are LLaMA's own. Every digit is its own token, so that a number is always written the same way and sums can be learned
+column by column. Bytes are tokens, so that no text is ever unknown. A space stands before every text (the dummy prefix), so that a
+word is the same token at the start of a text and inside it. A space is written U+2581, a visible mark that can live inside a piece.
+
+Sennrich et al. 2016 (arXiv:1508.07909); Kudo & Richardson 2018 (arXiv:1808.06226); [LLaMA §2.1].
+Twin: minillama/text/tokenizer.py, the same on the SentencePiece library. Lesson: lessons/01_tokens.ipynb.
+"""
+import codecs
+import heapq
+import os
+import re
+import struct
+import unicodedata
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+import numpy as np
+
+from minillama.errors import InputError
+
+SPACE = "\u2581"                                   # ▁, how a space is written inside pieces
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6          # a piece's kind, SentencePiece's numbers
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
+SPECIALS = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
+FIRST_ID = len(SPECIALS) + len(BYTE_PIECES)        # 259: ids 0-2 special, 3-258 bytes, then merges, then characters
+MAX_VOCAB_SIZE = 65536                             # token ids are stored as uint16
+MAX_SENTENCE = 1000                                # characters; SentencePiece skips a sentence above 4192 bytes without a word
+MAX_SAMPLE = 10_000_000                            # characters a tokenizer is trained on
+
+# LLaMA's settings. name: (message of the .model file, field number, value where the file says nothing, LLaMA's value)
+SETTINGS = {
+    "model_type": ("trainer", 3, 1, 2),                                # 2 = BPE
+    "character_coverage": ("trainer", 10, 0.9995, 0.99995),            # the rarest 1 in 20,000 characters become bytes
+    "max_sentencepiece_length": ("trainer", 20, 16, 16),
+    "split_by_unicode_script": ("trainer", 21, True, True),
+    "split_by_whitespace": ("trainer", 22, True, True),
+    "split_by_number": ("trainer", 23, True, True),
+    "treat_whitespace_as_suffix": ("trainer", 24, False, False),
+    "split_digits": ("trainer", 25, False, True),
+    "allow_whitespace_only_pieces": ("trainer", 26, False, True),
+    "byte_fallback": ("trainer", 35, False, True),
+    "unk_id": ("trainer", 40, 0, 0),
+    "bos_id": ("trainer", 41, 1, 1),
+    "eos_id": ("trainer", 42, 2, 2),
+    "pad_id": ("trainer", 43, -1, -1),
+    "unk_surface": ("trainer", 44, " \u2047 ", " \u2047 "),
+    "normalization_rule_name": ("normalizer", 1, "", "identity"),
+    "add_dummy_prefix": ("normalizer", 3, True, True),
+    "remove_extra_whitespaces": ("normalizer", 4, True, False),
+    "escape_whitespaces": ("normalizer", 5, True, True),
+}
+# Encoding and decoding depend on these alone; a model that differs is refused.
+REQUIRED = ("model_type", "byte_fallback", "treat_whitespace_as_suffix", "unk_surface", "add_dummy_prefix",
+            "remove_extra_whitespaces", "escape_whitespaces")
+MESSAGES = {"trainer": 2, "normalizer": 3}         # field numbers inside the whole model
+
+
+def check_text(text):
+    """Raise InputError where text is not a str of whole Unicode characters (an unpaired surrogate has no UTF-8 form)."""
+    if not isinstance(text, str):
+        raise InputError(f"text must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise InputError(f"text has an unpaired surrogate U+{code:04X} at character {error.start}: "
+                         "only U+0000-U+D7FF and U+E000-U+10FFFF can be encoded") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- encode and decode
+
+class BPE:
+    """A vocabulary, and what it does to text.
+
+    pieces: list of (piece: str, score: float, kind: int), in the order of the ids
+    """
+
+    def __init__(self, pieces):
+        self.pieces = [(piece, float(score), int(kind)) for piece, score, kind in pieces]
+        _check_pieces(self.pieces)
+        self.ids = {piece: id for id, (piece, _, kind) in enumerate(self.pieces) if kind == NORMAL}
+        reserved = {piece: id for id, (piece, _, kind) in enumerate(self.pieces) if kind != NORMAL}
+        self.byte_ids = [reserved[piece] for piece in BYTE_PIECES]
+        self.unk_id = next(id for id, (_, _, kind) in enumerate(self.pieces) if kind == UNKNOWN)
+        self.bos_id, self.eos_id = reserved["<s>"], reserved["</s>"]
+
+    @property
+    def vocab_size(self):
+        return len(self.pieces)
+
+    def encode(self, text, bos=False, eos=False):
+        """Token ids of text: exactly SentencePiece's, in O(n log n).
+
+        The heap holds every pair of neighbours whose joined text is a piece, the highest score first, the leftmost first among equal
+        scores. An entry that an earlier merge has overtaken stays in the heap, and is recognised by its text when it comes up.
+
+        Raises InputError for an unpaired surrogate.
+        """
+        check_text(text)
+        symbols = list(SPACE + text.replace(" ", SPACE)) if text else []
+        before = list(range(-1, len(symbols) - 1))          # the neighbours, as a linked list: merging is then O(1)
+        after = list(range(1, len(symbols))) + [-1]
+        heap = []
+
+        def push(left, right):
+            id = self.ids.get(symbols[left] + symbols[right])
+            if id is not None:
+                heapq.heappush(heap, (-self.pieces[id][1], left, right, self.pieces[id][0]))
+
+        for left in range(len(symbols) - 1):
+            push(left, left + 1)
+        while heap:
+            _, left, right, piece = heapq.heappop(heap)
+            if not symbols[right] or symbols[left] + symbols[right] != piece:
+                continue                                    # overtaken
+            symbols[left], symbols[right] = piece, ""
+            after[left] = after[right]
+            if before[left] >= 0:
+                push(before[left], left)
+            if after[left] >= 0:
+                before[after[left]] = left
+                push(left, after[left])
+
+        ids = [self.bos_id] if bos else []
+        for symbol in symbols:
+            if symbol in self.ids:
+                ids.append(self.ids[symbol])
+            else:                                           # "" adds nothing; an unknown character adds its bytes
+                ids.extend(self.byte_ids[byte] for byte in symbol.encode())
+        return ids + [self.eos_id] if eos else ids
+
+    def decode(self, ids):
+        """The text of the ids, exactly SentencePiece's: see TextStream. Raises InputError for an id outside the vocabulary."""
+        stream = TextStream(self.pieces)
+        return "".join([stream.push(id) for id in ids] + [stream.finish()])
+
+    @classmethod
+    def load(cls, path):
+        """Read a `.model` file. Raises InputError where it is missing, corrupt, or not LLaMA-style."""
+        return cls.from_bytes(read_model_file(path), path)
+
+    @classmethod
+    def from_bytes(cls, data, name="the model"):
+        pieces, settings = parse_model(data, name)
+        for key in REQUIRED:
+            value, wanted = settings[key], SETTINGS[key][3]
+            if value != wanted:
+                raise InputError(f"{name} is not a LLaMA-style tokenizer: {key} is {value!r}, must be {wanted!r}")
+        if settings["rewrites_text"]:
+            rule = settings["normalization_rule_name"]
+            raise InputError(f"{name} is not a LLaMA-style tokenizer: normalization_rule_name is {rule!r}, must be 'identity'")
+        return cls(pieces)
+
+    def save(self, path):
+        """Write a `.model` file that SentencePiece and everything built on it can read."""
+        write_model_file(path, self.to_bytes())
+
+    def to_bytes(self):
+        values = {name: value for name, (_, _, _, value) in SETTINGS.items()}
+        values.update(unk_id=self.unk_id, bos_id=self.bos_id, eos_id=self.eos_id)
+        return format_model(self.pieces, values)
+
+
+def _check_pieces(pieces):
+    """A LLaMA-style vocabulary: distinct pieces of kinds 1 2 3 6, one <unk>, all 256 bytes, finite scores."""
+    seen = {}
+    for id, (piece, score, kind) in enumerate(pieces):
+        if kind not in (NORMAL, UNKNOWN, CONTROL, BYTE):
+            raise InputError(f"piece {id} ({piece!r}) has kind {kind}: a LLaMA-style tokenizer has kinds 1 (normal), 2 (unknown), "
+                             "3 (control) and 6 (byte) only")
+        if not piece or piece in seen:
+            raise InputError(f"piece {id} is {piece!r}" + (f", as is piece {seen[piece]}: every piece must be distinct" if piece
+                                                           else ": a piece needs at least one character"))
+        if not np.isfinite(score):
+            raise InputError(f"piece {id} ({piece!r}) has score {score}: scores must be finite")
+        if kind == BYTE and piece not in BYTE_PIECES:
+            raise InputError(f"piece {id} ({piece!r}) is of kind byte: its name must be <0x00> to <0xFF>")
+        seen[piece] = id
+    kinds = Counter(kind for _, _, kind in pieces)
+    if kinds[UNKNOWN] != 1 or kinds[BYTE] != 256:
+        raise InputError(f"the vocabulary has {kinds[UNKNOWN]} unknown and {kinds[BYTE]} byte pieces: it must have 1 and 256")
+    for piece in ("<s>", "</s>"):
+        if piece not in seen or pieces[seen[piece]][2] != CONTROL:
+            raise InputError(f"the vocabulary lacks {piece}: a LLaMA-style tokenizer has the control pieces <s> and </s>")
+
+
+class TextStream:
+    """Ids to text, one at a time: what push returns, joined, then finish, is the text of all ids.
+
+    A character may be spread over several byte tokens: incomplete bytes are held back until they are a character, or cannot become
+    one. Each byte that is no part of a character becomes U+FFFD, as in SentencePiece. Control tokens (<s>, </s>) have no text, <unk>
+    shows as " ⁇ ". The space of the dummy prefix, the first thing of a text, is dropped (unless drop_first_space is False).
+    """
+
+    def __init__(self, pieces, drop_first_space=True):
+        self.pieces = pieces
+        self.at_start = drop_first_space
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def push(self, *ids):
+        """The text that these ids complete. Raises InputError for an id outside the vocabulary."""
+        return "".join(self._push(id) for id in ids)
+
+    def finish(self):
+        """The text of bytes still held back; afterwards the stream goes on as after any text."""
+        return self._read_bytes(b"", end=True)
+
+    def _push(self, id):
+        if not 0 <= id < len(self.pieces):
+            raise InputError(f"token id {id} is outside the vocabulary: it must be 0 to {len(self.pieces) - 1}")
+        piece, _, kind = self.pieces[id]
+        if kind == BYTE:
+            return self._read_bytes(bytes([int(piece[3:5], 16)]))
+        held = self._read_bytes(b"", end=True)
+        if kind == CONTROL:
+            return held
+        if kind == UNKNOWN:
+            piece = SETTINGS["unk_surface"][3]
+        elif self.at_start and piece.startswith(SPACE):
+            piece = piece[1:]
+        self.at_start = False
+        return held + piece.replace(SPACE, " ")
+
+    def _read_bytes(self, data, end=False):
+        text = self.utf8.decode(data, end)                  # surrogateescape: a stray byte b becomes U+DC00 + b
+        self.at_start = self.at_start and not text
+        return re.sub("[\udc80-\udcff]", "\ufffd", text)
+
+
+# -------------------------------------------------------------------------------------------------------------------- training
+
+def split_sentences(texts):
+    """Cut texts into training sentences: lines, and lines above MAX_SENTENCE characters at a single space near the limit.
+
+    A sentence is given a space in front, and cutting at a space removes one: no word changes. Only a line without a single space in
+    1000 characters is cut inside a word. Newlines are in no sentence, so "\\n" is never learned: it is always the byte <0x0A>.
+    U+2585 ends a sentence too: SentencePiece, which uses it as a mark of its own, would drop its whole line.
+    """
+    for text in texts:
+        check_text(text)
+        for line in re.finditer("[^\n\u2585]+", text):
+            start, end = line.span()
+            while end - start > MAX_SENTENCE:
+                spaces = [match.start() for match in _SINGLE_SPACE.finditer(text, start + 1, start + MAX_SENTENCE)]
+                cut = spaces[-1] if spaces else start + MAX_SENTENCE
+                yield from _without_return(text[start:cut])
+                start = cut + 1 if spaces else cut
+            yield from _without_return(text[start:end])
+
+
+def _without_return(sentence):
+    """The sentence without the \\r of a Windows line end, which SentencePiece takes off; none where nothing is left."""
+    sentence = sentence.rstrip("\r")
+    return [sentence] if sentence else []
+
+
+_SINGLE_SPACE = re.compile(f"(?<=[^ {SPACE}]) (?=[^ {SPACE}])")
+
+
+def sample_sentences(sentences, max_characters=MAX_SAMPLE):
+    """Every k-th sentence, k the power of two that keeps at most max_characters: one pass, flat memory, the same every time."""
+    kept, size, stride = [], 0, 1
+    for index, sentence in enumerate(sentences):
+        if index % stride == 0:
+            kept.append(sentence)
+            size += len(sentence)
+            while size > max_characters and len(kept) > 1:
+                kept, stride = kept[::2], 2 * stride
+                size = sum(len(sentence) for sentence in kept)
+    return kept
+
+
+# Names of tokens in the training text must not become pieces: SentencePiece puts a boundary in their place.
+_RESERVED = re.compile("|".join(["<unk>", "</?s>", *BYTE_PIECES]))
+_BOUNDARY = "\x1f"
+_UNCOVERED = "\u2585"                              # stands for every character outside the alphabet
+
+
+def count_words(sentences):
+    """Counter of words, each with the spaces before it: "a  bc" gives ▁a and ▁▁bc. Merges never cross words, so counts suffice."""
+    words = Counter()
+    for sentence in sentences:
+        marked = _RESERVED.sub(_BOUNDARY, SPACE + sentence.replace(" ", SPACE))
+        words.update(re.findall(f"{SPACE}*[^{SPACE}]+|{SPACE}+", marked))
+    return words
+
+
+def choose_alphabet(words, character_coverage):
+    """The characters that become tokens, most frequent first: as many as cover that share of the text; the rest become bytes."""
+    count = Counter()
+    for word, n in words.items():
+        for character in word:
+            count[character] += n
+    count.pop("\0", None)
+    total, covered, alphabet = sum(count.values()), 0, []
+    for character in sorted(count, key=lambda character: (-count[character], character)):
+        if np.float32(covered / total) >= np.float32(character_coverage):
+            break
+        covered += count[character]
+        if character != _BOUNDARY:
+            alphabet.append(character)
+    return alphabet
+
+
+def check_vocab_size(vocab_size, alphabet):
+    """Raise InputError where vocab_size has no room for 3 specials, 256 bytes and the alphabet, or for uint16."""
+    smallest = FIRST_ID + len(alphabet)
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer):
+        raise InputError(f"vocab_size is {vocab_size!r}: it must be a whole number, or 'chars'")
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise InputError(f"vocab_size {vocab_size} is too large: ids are stored in 16 bits, so at most {MAX_VOCAB_SIZE}")
+    if vocab_size < smallest:
+        raise InputError(f"vocab_size {vocab_size} is too small for this text: 3 special tokens, 256 bytes and its {len(alphabet)} "
+                         f"characters need at least {smallest}")
+
+
+def train_bpe(texts, vocab_size, character_coverage=SETTINGS["character_coverage"][3]):
+    """Learn a vocabulary of vocab_size pieces from texts (an iterable of str), as SentencePiece 0.2.3 does with LLaMA's settings.
+
+    The most frequent pair is merged first. Ties: the shorter piece, then the one that comes first in code point order. (The same
+    piece can be spelled by two pairs, aa + b and a + ab; where even they are equally frequent, SentencePiece leaves the choice to
+    its heap, and we take the shorter left part.) A pair is counted at every place it stands, so "aaa" holds a + a twice. A piece is
+    learned once: another spelling of it is never merged. Pairs that have died out (count 0) are still taken when nothing else is left.
+
+    Approximated: the script of a character comes from its Unicode name, see script().
+
+    Raises InputError where vocab_size is too small or too large for the text.
+    """
+    sentences = sample_sentences(split_sentences(texts))
+    if not sentences:
+        raise InputError("the training text is empty: it must have at least 1 character")
+    words = count_words(sentences)
+    alphabet = choose_alphabet(words, character_coverage)
+    check_vocab_size(vocab_size, alphabet)
+    wanted = vocab_size - FIRST_ID - len(alphabet)
+    merges = learn_merges(words, alphabet, wanted)
+    if len(merges) < wanted:
+        raise too_large(vocab_size, vocab_size - wanted + len(merges))
+    learned = [(piece, -float(rank), NORMAL) for rank, piece in enumerate(merges + alphabet)]
+    return BPE(SPECIALS + [(piece, 0.0, BYTE) for piece in BYTE_PIECES] + learned)
+
+
+def too_large(vocab_size, largest):
+    """The InputError of a text that does not hold that many pieces; both trainers raise it."""
+    return InputError(f"vocab_size {vocab_size} is too large for this text: it has pieces for at most {largest}")
+
+
+def learn_merges(words, alphabet, n_merges):
+    """The first n_merges pieces in the order they are learned (fewer where the words run out of pairs).
+
+    Counting all pairs again after each merge would cost a pass over the text per piece. Only the neighbours of a merge change, so
+    counts are updated there. In the heap a count may be too high, since merges take neighbours away; it is corrected when it comes up.
+    """
+    known = set(alphabet)
+    symbols = [[character if character in known else _UNCOVERED for character in word] for word in words]
+    frequency = list(words.values())
+    count, where = Counter(), defaultdict(set)
+    for index, word in enumerate(symbols):
+        for pair in pairwise(word):
+            count[pair] += frequency[index]
+            where[pair].add(index)
+
+    heap, merges, seen = [], [], set()
+
+    def push(pairs):
+        for left, right in pairs:
+            if may_merge(left + right):
+                heapq.heappush(heap, (-count[left, right], len(left + right), left + right, left, right))
+
+    push(count)
+    while heap and len(merges) < n_merges:
+        negative_count, _, piece, left, right = heapq.heappop(heap)
+        if count[left, right] != -negative_count:
+            push([(left, right)])
+        elif piece not in seen:
+            seen.add(piece)
+            merges.append(piece)
+            new_pairs = set()
+            for index in where[left, right]:
+                for pair, change in merge_word(symbols[index], left, right):
+                    count[pair] += change * frequency[index]
+                    if change > 0:
+                        where[pair].add(index)
+                        new_pairs.add(pair)
+            push(new_pairs)
+    return merges
+
+
+def merge_word(word, left, right):
+    """Join left and right wherever they stand in word (a list, changed in place), and list what became of the pairs around.
+
+        p l r n  ->  p lr n        (p, l) (l, r) (r, n) -> -1        (p, lr) (lr, n) -> +1
+    """
+    changes = []
+    i = 0
+    while i < len(word) - 1:
+        if word[i] == left and word[i + 1] == right:
+            changes += [(pair, -1) for pair in pairwise(word[max(i - 1, 0):i + 3])]
+            word[i:i + 2] = [left + right]
+            changes += [(pair, +1) for pair in pairwise(word[max(i - 1, 0):i + 2])]
+        i += 1
+    return changes
+
+
+def may_merge(piece):
+    """LLaMA's limits on a piece of two or more characters: length, spaces first (or only), no digit, one script."""
+    if len(piece) > SETTINGS["max_sentencepiece_length"][3] or _UNCOVERED in piece:
+        return False
+    text = piece.lstrip(SPACE)
+    if not text:
+        return True                                         # spaces only: code is indented with them
+    if len(piece) - len(text) > 1 or SPACE in text or _DIGIT.search(text):
+        return False
+    return len({script(character) for character in text} - {INHERITED}) <= 1
+
+
+_DIGIT = re.compile("[0-9\uff10-\uff19]")
+COMMON, INHERITED = "COMMON", "INHERITED"
+_SCRIPT_OF_WORD = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "IDEOGRAPHIC": "CJK", "EXTENDED": "ARABIC", "FEMININE": "LATIN",
+                   "MASCULINE": "LATIN", "COMBINING": INHERITED, "VARIATION": INHERITED, "MATHEMATICAL": COMMON, "MODIFIER": COMMON,
+                   "MICRO": COMMON}
+_scripts = {}
+
+
+def script(character):
+    """The script of a character, told by its Unicode name: CYRILLIC SMALL LETTER A is CYRILLIC.
+
+    Punctuation, symbols and emoji are COMMON. Accents and joiners are INHERITED: they go with any script. Chinese and Japanese are one.
+    """
+    if character not in _scripts:
+        _scripts[character] = _name_script(character)
+    return _scripts[character]
+
+
+def _name_script(character):
+    words = re.split("[ -]", unicodedata.name(character, COMMON).removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH "))
+    if character in "\u200c\u200d" or "\u064b" <= character <= "\u0655":           # joiners, Arabic vowel signs
+        return INHERITED
+    if unicodedata.category(character)[0] not in "LM" and unicodedata.category(character) != "Nd":
+        return COMMON
+    return _SCRIPT_OF_WORD.get(words[0], words[0])
+
+
+# ----------------------------------------------------------------------------- the .model file: protobuf, as much as it needs
+
+def read_model_file(path):
+    """The bytes of a file. Raises InputError where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"cannot read tokenizer {os.fspath(path)}: {error.strerror}") from None
+
+
+def write_model_file(path, data):
+    """Write the bytes to a file beside it, then rename: a reader sees the old file or the new one, never half of one."""
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write tokenizer {os.fspath(path)}: {error.strerror}") from None
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def parse_model(data, name="the model"):
+    """Pieces and settings of a `.model`. Raises InputError for bytes that are none."""
+    try:
+        return _parse_model(data)
+    except (ValueError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(f"{name} is not a SentencePiece model: {error}") from None
+
+
+def _parse_model(data):
+    pieces, messages = [], {"trainer": {}, "normalizer": {}}
+    rewrites_text = False
+    for number, value in read_fields(data):
+        if number == 1:
+            fields = dict(read_fields(value))
+            (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
+            pieces.append((fields[1].decode() if 1 in fields else "", score, fields.get(3, NORMAL)))
+        elif number == MESSAGES["trainer"]:
+            messages["trainer"].update(read_fields(value))
+        elif number == MESSAGES["normalizer"]:
+            messages["normalizer"].update(read_fields(value))
+            rewrites_text |= bool(messages["normalizer"].get(2))           # a compiled table of replacements
+        elif number == 5:
+            rewrites_text |= bool(dict(read_fields(value)).get(2))         # the same, for decoding
+    if not pieces:
+        raise ValueError("it has no pieces")
+    settings = {"rewrites_text": rewrites_text}
+    for key, (message, number, default, _) in SETTINGS.items():
+        settings[key] = _from_wire(messages[message][number], default) if number in messages[message] else default
+    return pieces, settings
+
+
+def format_model(pieces, settings):
+    """The bytes of a `.model` with these pieces and settings; the inverse of parse_model."""
+    data = b"".join(_field(1, _field(1, piece) + _field(2, score) + _field(3, kind)) for piece, score, kind in pieces)
+    for message, number in MESSAGES.items():
+        fields = [_field(field, settings[key]) for key, (owner, field, _, _) in SETTINGS.items() if owner == message]
+        size = _field(4, len(pieces)) if message == "trainer" else b""
+        data += _field(number, b"".join(fields) + size)
+    return data
+
+
+def read_fields(data):
+    """Yield (field number, value) of a protobuf message: int for a varint, bytes for everything else.
+
+    Each field is a varint tag = 8 · number + type, then by type: 0 a varint, 1 eight bytes, 2 a length and that many bytes, 5 four bytes.
+    """
+    position = 0
+    while position < len(data):
+        tag, position = _read_varint(data, position)
+        if tag & 7 == 0:
+            value, position = _read_varint(data, position)
+        else:
+            size = {1: 8, 5: 4}.get(tag & 7)
+            if tag & 7 == 2:
+                size, position = _read_varint(data, position)
+            if size is None or position + size > len(data):
+                raise ValueError(f"damaged at byte {position} of {len(data)}")
+            value, position = data[position:position + size], position + size
+        yield tag >> 3, value
+
+
+def _read_varint(data, position):
+    """Seven bits a byte, the lowest first; the eighth bit says that another byte follows."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            break
+        byte, position = data[position], position + 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError(f"damaged at byte {position} of {len(data)}")
+
+
+def _varint(value):
+    value %= 1 << 64                                        # a negative number is written as 64 bits
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _field(number, value):
+    if isinstance(value, float):
+        return _varint(8 * number + 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return _varint(8 * number) + _varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return _varint(8 * number + 2) + _varint(len(value)) + value
+
+
+def _from_wire(value, like):
+    """A field's value in the type of its default."""
+    if isinstance(like, float):
+        return round(struct.unpack("<f", value)[0], 7)
+    if isinstance(like, str):
+        return value.decode()
+    signed = value - (1 << 64) if value >= 1 << 63 else value
+    return type(like)(signed)

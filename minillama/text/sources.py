@@ -1,0 +1,195 @@
+"""Where text comes from: the built-in sources, plain text files, and JSON lines; and what is held out for validation.
+
+A source yields pieces `(part, chunks, bits)`: part is "train" or "val"; chunks is an iterable of str that joins to one
+document; bits is the document's exact information where it is known (the built-in sources), else None.
+
+What is held out, and why it never meets the training text: a plain text file is one document, cut once, its end held out.
+Of a collection, whole documents are held out, chosen by the hash of their text, so that two equal documents always
+fall on the same side.
+"""
+import codecs
+import hashlib
+import heapq
+import itertools
+import json
+import math
+from pathlib import Path
+
+from ..errors import InputError
+from . import corpus
+
+CHUNK = 1 << 20  # bytes of a file read at a time
+
+
+def _digest(text):
+    """64 bits of a document's hash, as an integer."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
+
+
+def _split_documents(documents, fraction, name):
+    """Assign documents to train or val. `documents` is a function that starts a fresh pass and yields (text, bits)."""
+    digests = {_digest(text) for text, _ in documents()}
+    if len(digests) < 2:
+        raise InputError(f"{name} has {len(digests)} different documents, and must have at least 2: one to train on, one to validate")
+    held_out = min(max(round(fraction * len(digests)), 1), len(digests) - 1)
+    limit = heapq.nsmallest(held_out, digests)[-1]
+    del digests
+    for text, bits in documents():
+        yield "val" if _digest(text) <= limit else "train", (text,), bits
+
+
+class BuiltinSource:
+    """One source of the built-in corpus: `size` characters of freshly drawn documents."""
+
+    def __init__(self, name, weight, seed, size):
+        self.name, self.weight, self.seed, self.size = name, weight, seed, size
+        self.known_entropy = True
+
+    def fingerprint(self):
+        code = hashlib.sha256(Path(corpus.__file__).read_bytes()).hexdigest()
+        return f"builtin {self.name} {self.seed} {self.size} {code}"
+
+    def _documents(self):
+        written = 0
+        for document in corpus.documents(self.name, self.seed):
+            yield document.text, document.bits
+            written += len(document.text)
+            if written >= self.size:
+                return
+
+    def pieces(self, val_fraction):
+        documents = list(self._documents())
+        return _split_documents(lambda: documents, val_fraction, self.name)
+
+
+class TextSource:
+    """A plain text file in UTF-8: one document, its last `val_fraction` held out."""
+
+    def __init__(self, path, name, weight):
+        self.path, self.name, self.weight = Path(path), name, weight
+        self.known_entropy = False
+        self.size = _file_size(self.path)
+
+    def fingerprint(self):
+        return _file_hash(self.path)
+
+    def _chunks(self, start, end):
+        """Decode bytes start .. end of the file, a megabyte at a time."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            while start < end:
+                data = file.read(min(CHUNK, end - start))
+                pending = len(decoder.getstate()[0])
+                try:
+                    yield decoder.decode(data, final=start + len(data) >= end)
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(self.path, start - pending + error.start, error) from None
+                start += len(data)
+
+    def pieces(self, val_fraction):
+        cut = self._character_boundary(round(self.size * (1 - val_fraction)))
+        yield "train", self._chunks(0, cut), None
+        yield "val", self._chunks(cut, self.size), None
+
+    def whole(self):
+        """The file as one held-out document, for evaluating a text the model never saw."""
+        yield "val", self._chunks(0, self.size), None
+
+    def _character_boundary(self, position):
+        """The first place at or after `position` where a UTF-8 character begins (continuation bytes are 10xxxxxx)."""
+        with open(self.path, "rb") as file:
+            file.seek(position)
+            return position + len(list(itertools.takewhile(lambda byte: byte & 0xC0 == 0x80, file.read(4))))
+
+
+class JsonlSource:
+    """One document per line: {"text": "..."}."""
+
+    def __init__(self, path, name, weight):
+        self.path, self.name, self.weight = Path(path), name, weight
+        self.known_entropy = False
+        _file_size(self.path)
+
+    def fingerprint(self):
+        return _file_hash(self.path)
+
+    def _documents(self):
+        offset = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    text = json.loads(line.decode("utf-8"))["text"] if line.strip() else ""
+                    text.encode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(self.path, offset + error.start, error) from None
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    message = f'{self.path} line {number} is not a JSON object with a string under "text": {line[:60]!r}'
+                    raise InputError(message) from None
+                if text:
+                    yield text, None
+                offset += len(line)
+
+    def pieces(self, val_fraction):
+        return _split_documents(self._documents, val_fraction, self.path)
+
+    def whole(self):
+        """Every document, held out, for evaluating texts the model never saw."""
+        return (("val", (text,), bits) for text, bits in self._documents())
+
+
+def _file_size(path):
+    try:
+        size = path.stat().st_size
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if not size:
+        raise InputError(f"{path} is empty (0 bytes): there is nothing to learn from")
+    return size
+
+
+def _file_hash(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _not_utf8(path, offset, error):
+    return InputError(f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})")
+
+
+def parse_data(specs):
+    """Sources of `--data FILE[=WEIGHT]` arguments; a weight not given is 1.
+
+    Raises:
+        InputError: a weight that is not a positive number, a file that is missing, unreadable or empty, or named twice
+    """
+    sources = []
+    for spec in specs:
+        path, weight = _split_spec(spec)
+        if any(source.path == Path(path) for source in sources):
+            raise InputError(f"--data names {path} twice: give each file once, with one weight")
+        taken = {source.name for source in sources}
+        name = Path(path).stem if Path(path).stem not in taken else str(path)
+        sources.append((JsonlSource if Path(path).suffix == ".jsonl" else TextSource)(path, name, weight))
+    return sources
+
+
+def _split_spec(spec):
+    """("a.txt", 0.35) of "a.txt=0.35". A file whose own name holds an equals sign is taken as it is."""
+    path, equals, weight = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return spec, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        raise InputError(f"the weight in --data {spec} is {weight!r}, and must be a number greater than 0") from None
+    if not 0 < value < math.inf:
+        raise InputError(f"the weight in --data {spec} is {weight}, and must be greater than 0 and finite")
+    return path, value
+
+
+def builtin_sources(seed, size):
+    """The built-in corpus in its 35/40/25 mix, `size` characters in all."""
+    return [BuiltinSource(name, share, seed, int(size * share)) for name, share in corpus.SHARES.items()]
