@@ -53,7 +53,8 @@ def _add_config_flags(group, config_class, skip=()):
 
 def _add_train(commands):
     presets = "\n".join(f"  {name:<6} {p.about}" for name, p in PRESETS.items())
-    parser = commands.add_parser("train", formatter_class=Formatter, help="train a LLaMA, on the built-in text or on yours", description=f"""\
+    about = "train a LLaMA, on the built-in text or on yours"
+    parser = commands.add_parser("train", formatter_class=Formatter, help=about, description=f"""\
 Train a LLaMA. With no arguments: the nano preset on the built-in text, a few minutes on a laptop.
 
 presets:

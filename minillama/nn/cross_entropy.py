@@ -28,7 +28,7 @@ def cross_entropy_forward(logits, targets):
     probs /= total
     scored = targets != IGNORE                                   # (B, T)
     target_logits = np.take_along_axis(logits, np.where(scored, targets, 0)[..., None], -1)  # (B, T, 1)
-    nats = (np.log(total) + peak - target_logits)[..., 0]        # (B, T)
+    nats = (np.log(total) - (target_logits - peak))[..., 0]      # (B, T); small minus small: exact for logits of any size
     loss = (nats * scored).sum(dtype=logits.dtype) / max(int(scored.sum()), 1)
     return loss, (probs, targets)
 

@@ -119,8 +119,8 @@ class BPE:
             push(left, left + 1)
         while heap:
             _, left, right, piece = heapq.heappop(heap)
-            if not symbols[right] or symbols[left] + symbols[right] != piece:
-                continue                                    # overtaken
+            if symbols[left] + symbols[right] != piece:     # overtaken
+                continue
             symbols[left], symbols[right] = piece, ""
             after[left] = after[right]
             if before[left] >= 0:

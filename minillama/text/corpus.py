@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 from minillama.errors import InputError
 
-SHARES = {"stories": 0.35, "facts": 0.40, "sums": 0.25}  # of the documents
+SHARES = {"stories": 0.35, "facts": 0.40, "sums": 0.25}
+RECALL_SHARE = {"stories": 0.352, "facts": 0.195, "sums": 0.470}  # measured on 20 000 documents each
 DIGITS = "0123456789"
 
 
@@ -47,22 +48,20 @@ class Pen:
         """Text that cannot be otherwise: 0 bits."""
         self._choose((literal,))
 
-    def pick(self, lead: str, options: Sequence[str], among: Sequence[str] | None = None) -> str:
-        """One of `options`, equally likely: log2(len(options)) bits. `among`: what it would be chosen from without memory."""
+    def pick(self, lead: str, options: Sequence[str], among: Sequence[str] = (), weights: Sequence[int] = ()) -> str:
+        """One of `options`, equally likely or by `weights`: −log2 p bits. `among`: what it would be chosen from without memory."""
         if lead:
             self._choose((lead,))
-        cost = math.log2(len(options))
+        i = self._choose(options, weights)
+        cost = math.log2(sum(weights) / weights[i]) if weights else math.log2(len(options))
         self.bits += cost
         if among:
             self.recall_bits += math.log2(len(among)) - cost
-        return options[self._choose(options)]
+        return options[i]
 
     def recall(self, lead: str, value: str, among: Sequence[str]) -> str:
-        """A value already decided by the text before: 0 bits to whoever remembers it, log2(len(among)) to whoever does not."""
+        """A value decided by the text before: 0 bits to whoever remembers, log2(len(among)) to whoever does not."""
         return self.pick(lead, (value,), among)
-
-    def flip(self, lead: str, rare: str, often: str, odds: int) -> bool:
-        """True if `rare` is written (once in `odds`), else `often`."""
 
 
 class Writer(Pen):
@@ -72,8 +71,15 @@ class Writer(Pen):
         super().__init__()
         self.draw, self.parts = draw, []
 
-    def _choose(self, options):
-        i = int(self.draw() * len(options)) if len(options) > 1 else 0
+    def _choose(self, options, weights=()):
+        i = 0
+        if weights:
+            mark = self.draw() * sum(weights)
+            while mark >= weights[i]:
+                mark -= weights[i]
+                i += 1
+        elif len(options) > 1:
+            i = int(self.draw() * len(options))
         self.parts.append(options[i])
         return i
 
@@ -85,7 +91,7 @@ class Reader(Pen):
         super().__init__()
         self.text, self.at = text, 0
 
-    def _choose(self, options):
+    def _choose(self, options, weights=()):
         for i, option in enumerate(options):
             if self.text.startswith(option, self.at):
                 self.at += len(option)
@@ -104,7 +110,12 @@ NAMES = ("Tom", "Ann", "Leo", "Mia", "Sam", "Eva", "Ben", "Zoe")
 PLACES = ("barn", "park", "wood", "hut", "yard", "shop", "cave", "mill")
 COLOURS = ("red", "blue", "green", "gold", "black", "white", "pink", "grey")
 THINGS = ("kite", "drum", "cup", "hat", "ball", "boat", "bell", "book")
-BEASTS = ("lions", "bears", "foxes", "owls", "hens", "eagles", "snakes", "goats")
+BEASTS = ("lions", "bears", "foxes", "owls", "hens", "mules", "snakes", "goats")
+
+
+def number(pen, lead, length):
+    """A number of `length` digits, the first one not 0."""
+    return pen.pick(lead, DIGITS[1:]) + "".join(pen.pick("", DIGITS) for _ in range(length - 1))
 
 
 def stories(pen):
@@ -112,6 +123,9 @@ def stories(pen):
     tom = pen.pick("", NAMES)
     ann = pen.pick(" met ", without(NAMES, tom))
     pen.pick(" in the ", PLACES)
+    pen.pick(" at ", DIGITS[1:])
+    pen.pick(":", DIGITS[:6])
+    pen.pick("", DIGITS)
     pen.recall(". ", tom, NAMES)
     red = pen.pick(" had a ", COLOURS)
     kite = pen.pick(" ", THINGS)
@@ -121,19 +135,19 @@ def stories(pen):
     thing, owner = {red: kite, blue: drum}, {red: tom, blue: ann}
     for _ in range(3):
         who = pen.pick(". ", (tom, ann), among=NAMES)
-        other = ann if who == tom else tom
         has = tuple(colour for colour in owner if owner[colour] == who)
-        deed = pen.pick(" ", ("saw", "went", "liked", "gave") if has else ("saw", "went", "liked"))
+        deed = pen.pick(" ", ("saw", "walked", "liked", "gave") if has else ("saw", "walked", "liked"))
         if deed == "saw":
-            pen.pick(" ", DIGITS[2:])
+            number(pen, " ", 2)
             pen.pick(" ", BEASTS)
-        elif deed == "went":
-            pen.pick(" to the ", PLACES)
+        elif deed == "walked":
+            number(pen, " ", 2)
+            pen.pick(" miles to the ", PLACES)
         elif deed == "liked":
-            colour = pen.pick(" the ", tuple(owner), among=COLOURS)
+            colour = pen.pick(" the ", (red, blue), among=COLOURS)
             pen.recall(" ", thing[colour], THINGS)
         else:
-            pen.recall(" ", other, NAMES)
+            other = pen.recall(" ", ann if who == tom else tom, NAMES)
             colour = pen.pick(" the ", has, among=COLOURS)
             pen.recall(" ", thing[colour], THINGS)
             owner[colour] = other
@@ -147,62 +161,63 @@ def stories(pen):
 FIRST = ("Bel", "Nor", "Tar", "Kes", "Mol", "Fen", "Ros", "Vin")
 LAST = ("dor", "vik", "mar", "gun", "lia", "tan", "ron", "by")
 GOODS = ("iron", "wool", "honey", "furs", "salt", "oil", "wheat", "beer")
+CROWDS = ("people", "boats", "mills", "bears")
 REGIONS = ("north", "south", "east", "west")
-CROWDS = ("people", "horses", "boats", "mills")
+SIGNS = ("Ω", "Ψ", "Ж", "Я", "א", "क", "ア", "龍", "山", "水", "🦁", "🐺", "🐉", "🐋", "🌙", "🌵")  # rare: spelled in bytes
 
 
 def facts(pen):
-    """A land and its capital, in an encyclopedia of a world that does not exist."""
+    """A land, its capital and their chronicle, from the encyclopedia of a world that does not exist."""
     land = pen.pick("", FIRST)
-    names = {land: pen.pick("", LAST)}
+    last = {land: pen.pick("", LAST)}
     pen.pick(" is a land in the ", REGIONS)
     pen.recall(". The capital of ", land, FIRST)
-    pen.recall("", names[land], LAST)
+    pen.recall("", last[land], LAST)
     city = pen.pick(" is ", without(FIRST, land))
-    names[city] = pen.pick("", LAST)
-    for _ in range(4):
-        subject = pen.pick(". ", (land, city), among=FIRST)
-        pen.recall("", names[subject], LAST)
-        verb = pen.pick(" ", ("has", "sells", "is"))
-        if verb == "has":
+    last[city] = pen.pick("", LAST)
+    for _ in range(3):
+        number(pen, ". In ", 3)
+        place = pen.pick(" ", (land, city), among=FIRST)
+        pen.recall("", last[place], LAST)
+        if pen.pick(" ", ("had", "sold")) == "had":
             number(pen, " ", 4)
             pen.pick(" ", CROWDS)
-        elif verb == "sells":
+        else:
             pen.pick(" ", GOODS)
             number(pen, " for ", 2)
             pen.say(" pence")
-        else:
-            number(pen, " ", 3)
-            pen.say(" years old")
-    pen.say(".")
-
-
-def number(pen, lead, length):
-    """A number of `length` digits, the first one not 0."""
-    return pen.pick(lead, DIGITS[1:]) + "".join(pen.pick("", DIGITS) for _ in range(length - 1))
+    if pen.pick("", (".", ", under the sign of "), weights=(49, 1)) != ".":
+        pen.pick("", SIGNS)
+        pen.say(".")
 
 
 # ------------------------------------------------------------------------------------------------------------------- sums
+NEXT = {1: (", ",), 2: (", ", ". "), 3: (", ", ". "), 4: (". ",)}  # after so many columns: another one, or the end
+
+
 def sums(pen):
-    """Column addition, units first, each carry written where it is added."""
-    columns = int(pen.pick("", "345"))
-    carry, total, lead = "", "", " digits: "
-    for _ in range(columns):
-        x = pen.pick(lead, DIGITS)
+    """Column addition of numbers with two to four digits, units first; a carry is written where it is added."""
+    pen.pick("", NAMES)
+    beasts = pen.pick(" counts ", BEASTS)
+    place = pen.pick(" in the ", PLACES)
+    pen.pick(" and the ", without(PLACES, place))
+    lead, carry, total = ": ", "", ""
+    while lead != ". ":
+        x = pen.pick(lead if not total else "", DIGITS)
         y = pen.pick("+", DIGITS)
         if carry:
             pen.recall("+", carry, "01")
         result = str(int(x) + int(y) + int(carry or 0))
         carry, digit = result[:-1], result[-1]
         pen.say("=")
-        if carry:
-            pen.recall("", carry, "01")
-        pen.recall("", digit, DIGITS)
+        for figure in result:
+            pen.recall("", figure, DIGITS)
         total = digit + total
-        lead = ", "
-    pen.say(", so ")
-    for digit in carry + total:
-        pen.recall("", digit, DIGITS)
+        lead = pen.pick("", NEXT[len(total)])
+    pen.say("So ")
+    for figure in carry + total:
+        pen.recall("", figure, DIGITS)
+    pen.recall(" ", beasts, BEASTS)
     pen.say(".")
 
 

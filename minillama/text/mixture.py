@@ -152,7 +152,7 @@ class Mixture:
         for shard in shards:
             tokens = len(shard.train.stream) if shard.train else 0
             if tokens < seq_len + 1:
-                raise InputError(f"{shard.name} is too short: it has {tokens} training tokens, and a row of seq_len {seq_len} needs {seq_len + 1}")
+                raise InputError(f"{shard.name} is too short: {tokens} training tokens, and a row of seq_len {seq_len} needs {seq_len + 1}")
 
     def batch(self, step, rows):
         """The rows of one step: a pure function of (seed, step, rows).

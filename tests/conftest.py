@@ -1,0 +1,27 @@
+"""Shared by all tests: one BLAS thread, so that results do not depend on the machine's cores."""
+from minillama import machine
+
+machine.prepare()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
+
+from minillama.config import ModelConfig  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread():
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tiny():
+    """A model small enough to check entry by entry: sizes without common factors, T below head_dim * n_heads, 2 layers."""
+    return ModelConfig(dim=12, n_layers=2, n_heads=3, vocab_size=11, multiple_of=5, max_seq_len=16, norm_eps=1e-2)
