@@ -104,6 +104,7 @@ class NumpyEngine:
         n = min(self.threads, len(tokens))
         return list(zip(np.array_split(tokens, n), np.array_split(targets, n)))
 
+    @np.errstate(over="ignore", invalid="ignore")                # train_step looks at what comes out, and says more
     def _gradient(self, part, total):
         """Loss and gradients of one part, as its share of a step that scores `total` tokens."""
         tokens, targets = part
@@ -139,6 +140,7 @@ class NumpyEngine:
         return f"training diverged at step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; first not finite is {where}"
 
     def loss(self, tokens, targets):
+        @np.errstate(over="ignore", invalid="ignore")
         def part_loss(part):
             loss, _ = cross_entropy_forward(model_forward(part[0], self.params, self.config)[0], part[1])
             count = int((part[1] != IGNORE).sum())

@@ -45,8 +45,8 @@ BOTH = {name: (BPE.from_bytes(model), sentencepiece.SentencePieceProcessor(model
 
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.sampled_from(["the cat", " ", "  ", "     ", SPACE, SPACE * 3, "\n", "\r\n", "\t", "\0", "0", "12", "１２", "a", "aaaa", "aaaaa",
-                         "ab", "abc", "cab", "日本", "日本日本", "東京は", "🍎🍎", "👨‍👩‍👧", "👍🏽", "❤️", "é", "e\u0301", "Москве", "<s>", "</s>",
-                         "<unk>", "<0x0A>", "\ufeff", "\xa0", "\u3000", "\ufffd", "\uffff", "\U0010ffff", "\u2585", "\x1f", "\x7f"])
+                         "ab", "abc", "cab", "日本", "日本日本", "東京は", "🍎🍎", "👨\u200d👩\u200d👧", "👍🏽", "❤️", "é", "e\u0301",
+                         "Москве", "<s>", "</s>", "<unk>", "<0x0A>", "\ufeff", "\xa0", "\u3000", "\ufffd", "\uffff", "\U0010ffff", "\u2585", "\x1f"])
 biased_text = st.lists(words, max_size=12).map("".join)
 repeated_text = st.tuples(st.sampled_from(["a", "ab", " ", SPACE, "🍎", "\n", "7"]), st.integers(0, 60)).map(lambda pair: pair[0] * pair[1])
 any_text = st.one_of(unicode_text, biased_text, biased_text, repeated_text)
@@ -236,6 +236,26 @@ def test_damaged_bytes_are_refused_or_read_but_never_crash(data):
         assert "the model" in str(error) or "piece" in str(error)
 
 
+def test_a_length_beyond_the_end_is_refused():
+    with pytest.raises(ValueError, match="damaged at byte 2 of 5"):
+        list(bpe.read_fields(b"\x12\x04abc"))
+    with pytest.raises(InputError, match="damaged"):
+        BPE.from_bytes(MODELS["english"][:-1])
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"old")
+
+    def fail(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bpe.os, "replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        artificial().save(path)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.model: No such file"):
         BPE.load(tmp_path / "nowhere.model")
@@ -319,10 +339,20 @@ def test_rare_characters_become_bytes():
     assert "é" in train_bpe([text], 263, character_coverage=1.0).ids
 
 
+@pytest.mark.parametrize("rare, learned", [("é", False), ("éé", True)])
+def test_coverage_is_reached_exactly(rare, learned):
+    """20,000 characters, of which 0.99995 must be covered: 19,999 are enough, 19,998 are not."""
+    text = ("a" * 999 + "\n") * 20                                   # with the space before each line, 20,000
+    text = text[:-1 - len(rare)] + rare
+    own = train_bpe([text], 270)
+    assert own.pieces == Tokenizer.train([text], 270).pieces
+    assert ("é" in own.ids) is learned
+
+
 @pytest.mark.parametrize("piece, allowed", [
     ("ab", True), (SPACE + "ab", True), (SPACE * 3, True), (SPACE * 2 + "a", False), ("a" + SPACE, False), ("a1", False), ("12", False),
     (SPACE + "1", False), ("１a", False), ("a" * 16, True), ("a" * 17, False), ("aж", False), ("ひカ漢", True), ("e\u0301", True),
-    ("a-", False), ("--", True), ("👨\u200d👩", True), ("क्ष", True), ("a▅", False)])
+    ("a-", False), ("--", True), ("👨\u200d👩", True), ("क्ष", True), ("क१", True), ("a▅", False)])
 def test_may_merge(piece, allowed):
     assert bpe.may_merge(piece) is allowed
 

@@ -179,18 +179,28 @@ def test_chunks_of_a_longer_text():
             assert list(itertools.chain(*tokenizer.encode_chunks(chunks))) == tokenizer.encode(text)
 
 
-def test_chunks_come_out_as_they_go_in():
+@pytest.mark.parametrize("name, text", [("470", ["the cat sat on the mat "] * 50), ("chars", list("thecatsatonthemat"))])
+def test_chunks_come_out_as_they_go_in(name, text):
     """Flat memory: ids of a chunk are out before the next-but-one is read."""
     read = 0
 
     def chunks():
         nonlocal read
-        for _ in range(50):
+        for chunk in text:
             read += 1
-            yield "the cat sat on the mat "
+            yield chunk
 
-    for number, ids in enumerate(TOKENIZERS["470"].encode_chunks(chunks()), start=1):
+    for number, ids in enumerate(TOKENIZERS[name].encode_chunks(chunks()), start=1):
         assert ids and read <= number + 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("a\n b", max_size=30), places=st.lists(st.integers(0, 30), max_size=5))
+def test_chunks_of_a_model_that_joins_newlines(text, places):
+    pieces = [("a\n", 0.0), ("\nb", 1.0), ("\n", -2.0), ("a", -3.0), ("b", -4.0), (SPACE + "\n", -1.5), (SPACE, -5.0)]
+    learned = [(piece, score, bpe.NORMAL) for piece, score in pieces]
+    tokenizer = Tokenizer(bpe.BPE(TOKENIZERS["470"].pieces[:259] + learned).to_bytes())
+    assert list(itertools.chain(*tokenizer.encode_chunks(cut(text, places)))) == tokenizer.encode(text)
 
 
 def test_a_stretch_without_a_cut_is_held_and_stays_exact():
@@ -213,9 +223,9 @@ def foreign(**options):
     return out.getvalue()
 
 
-FOREIGN = {"unigram": foreign(), "word": foreign(model_type="word"), "no prefix": foreign(model_type="bpe", add_dummy_prefix=False),
-           "symbols": foreign(model_type="bpe", vocab_size=340, byte_fallback=True, normalization_rule_name="identity",
-                              remove_extra_whitespaces=False, user_defined_symbols=["a cat", "\n"])}
+PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+FOREIGN = {"unigram": foreign(), "word": foreign(model_type="word"), "no prefix": foreign(model_type="bpe", add_dummy_prefix=False, **PLAIN),
+           "symbols": foreign(model_type="bpe", vocab_size=340, byte_fallback=True, user_defined_symbols=["a cat", "\n"], **PLAIN)}
 
 
 @pytest.mark.parametrize("name", FOREIGN)
