@@ -25,6 +25,7 @@ from .evaluate import evaluate, mix_floor, summary, table
 from .generate import generate
 from .nn import count_params
 from .optim import learning_rate
+from .text.bpe import VocabularyTooLarge
 from .text.mixture import Mixture, load_shard
 from .text.sources import builtin_sources, parse_data
 from .text.tokenizer import Tokenizer
@@ -66,12 +67,11 @@ def train_tokenizer(sources, vocab_size, val_fraction, preset_vocab_size):
     text = list(_training_text(sources, val_fraction))
     try:
         return Tokenizer.train(text, wanted)
-    except InputError as error:
-        largest = getattr(error, "largest", None)
-        if vocab_size is not None or not largest or largest >= wanted:
+    except VocabularyTooLarge as error:
+        if vocab_size is not None:
             raise
-        print(f"vocabulary: the text supports {largest} pieces, not the preset's {wanted}")
-        return Tokenizer.train(text, largest)
+        print(f"vocabulary: the text supports {error.largest} pieces, not the preset's {wanted}")
+        return Tokenizer.train(text, error.largest)
 
 
 def prepare_data(config, tokenizer, sources, cache):

@@ -46,7 +46,8 @@ BOTH = {name: (BPE.from_bytes(model), sentencepiece.SentencePieceProcessor(model
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.sampled_from(["the cat", " ", "  ", "     ", SPACE, SPACE * 3, "\n", "\r\n", "\t", "\0", "0", "12", "１２", "a", "aaaa", "aaaaa",
                          "ab", "abc", "cab", "日本", "日本日本", "東京は", "🍎🍎", "👨\u200d👩\u200d👧", "👍🏽", "❤️", "é", "e\u0301",
-                         "Москве", "<s>", "</s>", "<unk>", "<0x0A>", "\ufeff", "\xa0", "\u3000", "\ufffd", "\uffff", "\U0010ffff", "\u2585", "\x1f"])
+                         "Москве", "<s>", "</s>", "<unk>", "<0x0A>", "\ufeff", "\xa0", "\u3000", "\ufffd", "\uffff", "\U0010ffff",
+                         "\u2585", "\x1f"])
 biased_text = st.lists(words, max_size=12).map("".join)
 repeated_text = st.tuples(st.sampled_from(["a", "ab", " ", SPACE, "🍎", "\n", "7"]), st.integers(0, 60)).map(lambda pair: pair[0] * pair[1])
 any_text = st.one_of(unicode_text, biased_text, biased_text, repeated_text)

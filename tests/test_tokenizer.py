@@ -224,7 +224,8 @@ def foreign(**options):
 
 
 PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-FOREIGN = {"unigram": foreign(), "word": foreign(model_type="word"), "no prefix": foreign(model_type="bpe", add_dummy_prefix=False, **PLAIN),
+FOREIGN = {"unigram": foreign(), "word": foreign(model_type="word"),
+           "no prefix": foreign(model_type="bpe", add_dummy_prefix=False, **PLAIN),
            "symbols": foreign(model_type="bpe", vocab_size=340, byte_fallback=True, user_defined_symbols=["a cat", "\n"], **PLAIN)}
 
 

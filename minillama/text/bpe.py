@@ -344,14 +344,17 @@ def train_bpe(texts, vocab_size, character_coverage=SETTINGS["character_coverage
     wanted = vocab_size - FIRST_ID - len(alphabet)
     merges = learn_merges(words, alphabet, wanted)
     if len(merges) < wanted:
-        raise too_large(vocab_size, vocab_size - wanted + len(merges))
+        raise VocabularyTooLarge(vocab_size, vocab_size - wanted + len(merges))
     learned = [(piece, -float(rank), NORMAL) for rank, piece in enumerate(merges + alphabet)]
     return BPE(SPECIALS + [(piece, 0.0, BYTE) for piece in BYTE_PIECES] + learned)
 
 
-def too_large(vocab_size, largest):
-    """The InputError of a text that does not hold that many pieces; both trainers raise it."""
-    return InputError(f"vocab_size {vocab_size} is too large for this text: it has pieces for at most {largest}")
+class VocabularyTooLarge(InputError):
+    """The text does not hold that many pieces; `largest` is how many it does. Both trainers raise it."""
+
+    def __init__(self, vocab_size, largest):
+        super().__init__(f"vocab_size {vocab_size} is too large for this text: it has pieces for at most {largest}")
+        self.largest = largest
 
 
 def learn_merges(words, alphabet, n_merges):

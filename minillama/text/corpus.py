@@ -126,13 +126,16 @@ def stories(pen):
     pen.pick(" at ", DIGITS[1:])
     pen.pick(":", DIGITS[:6])
     pen.pick("", DIGITS)
-    pen.recall(". ", tom, NAMES)
-    red = pen.pick(" had a ", COLOURS)
-    kite = pen.pick(" ", THINGS)
-    pen.recall(" and ", ann, NAMES)
-    blue = pen.pick(" had a ", without(COLOURS, red))
-    drum = pen.pick(" ", without(THINGS, kite))
-    thing, owner = {red: kite, blue: drum}, {red: tom, blue: ann}
+    thing, owner = {}, {}
+    for who in (tom, ann):
+        pen.recall(". ", who, NAMES)
+        colour = pen.pick(" had a ", without(COLOURS, *thing))
+        thing[colour] = pen.pick(" ", without(THINGS, *thing.values()))
+        owner[colour] = who
+        pen.recall(". The ", colour, COLOURS)
+        pen.recall(" ", thing[colour], THINGS)
+        number(pen, " cost ", 2)
+        pen.say(" pence")
     for _ in range(3):
         who = pen.pick(". ", (tom, ann), among=NAMES)
         has = tuple(colour for colour in owner if owner[colour] == who)
@@ -144,14 +147,14 @@ def stories(pen):
             number(pen, " ", 2)
             pen.pick(" miles to the ", PLACES)
         elif deed == "liked":
-            colour = pen.pick(" the ", (red, blue), among=COLOURS)
+            colour = pen.pick(" the ", tuple(thing), among=COLOURS)
             pen.recall(" ", thing[colour], THINGS)
         else:
             other = pen.recall(" ", ann if who == tom else tom, NAMES)
             colour = pen.pick(" the ", has, among=COLOURS)
             pen.recall(" ", thing[colour], THINGS)
             owner[colour] = other
-    colour = pen.pick(". Now the ", (red, blue), among=COLOURS)
+    colour = pen.pick(". Now the ", tuple(thing), among=COLOURS)
     pen.recall(" ", thing[colour], THINGS)
     pen.recall(" is with ", owner[colour], NAMES)
     pen.say(".")
@@ -179,7 +182,7 @@ def facts(pen):
         number(pen, ". In ", 3)
         place = pen.pick(" ", (land, city), among=FIRST)
         pen.recall("", last[place], LAST)
-        if pen.pick(" ", ("had", "sold")) == "had":
+        if pen.pick(" ", ("had", "sold", "bought")) == "had":
             number(pen, " ", 4)
             pen.pick(" ", CROWDS)
         else:
@@ -192,32 +195,33 @@ def facts(pen):
 
 
 # ------------------------------------------------------------------------------------------------------------------- sums
-NEXT = {1: (", ",), 2: (", ", ". "), 3: (", ", ". "), 4: (". ",)}  # after so many columns: another one, or the end
+NEXT = {1: (", ",), 2: (", ", ". "), 3: (". ",)}  # after so many columns: another one, or the end
 
 
 def sums(pen):
-    """Column addition of numbers with two to four digits, units first; a carry is written where it is added."""
-    pen.pick("", NAMES)
-    beasts = pen.pick(" counts ", BEASTS)
+    """Column addition of numbers with two or three digits, units first; a carry is written at the head of the column it goes to."""
+    name = pen.pick("", NAMES)
+    pen.pick(" counts ", BEASTS)
     place = pen.pick(" in the ", PLACES)
     pen.pick(" and the ", without(PLACES, place))
-    lead, carry, total = ": ", "", ""
-    while lead != ". ":
-        x = pen.pick(lead if not total else "", DIGITS)
-        y = pen.pick("+", DIGITS)
+    number(pen, " on day ", 3)
+    pen.say(": ")
+    carry, total, after = "", "", ", "
+    while after == ", ":
         if carry:
-            pen.recall("+", carry, "01")
-        result = str(int(x) + int(y) + int(carry or 0))
-        carry, digit = result[:-1], result[-1]
+            pen.recall("", carry + "+", ("1+", "0+"))
+        x = pen.pick("", DIGITS)
+        y = pen.pick("+", DIGITS)
+        result = str(int(carry or 0) + int(x) + int(y))
         pen.say("=")
-        for figure in result:
-            pen.recall("", figure, DIGITS)
-        total = digit + total
-        lead = pen.pick("", NEXT[len(total)])
-    pen.say("So ")
-    for figure in carry + total:
-        pen.recall("", figure, DIGITS)
-    pen.recall(" ", beasts, BEASTS)
+        for digit in result:
+            pen.recall("", digit, DIGITS)
+        carry, total = result[:-1], result[-1] + total
+        after = pen.pick("", NEXT[len(total)])
+    pen.recall("So ", name, NAMES)
+    pen.say(" has ")
+    for digit in carry + total:
+        pen.recall("", digit, DIGITS)
     pen.say(".")
 
 

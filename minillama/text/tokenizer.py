@@ -22,8 +22,9 @@ _QUIET = 3                                         # SentencePiece's log level: 
 class Tokenizer:
     """A SentencePiece model. Made by train, load or from_bytes.
 
-    pieces: list of (piece, score, kind), in the order of the ids; kinds as in bpe.py (1 normal, 2 unknown, 3 control, 6 byte)
-    model:  bytes, the `.model` file
+    pieces:   list of (piece, score, kind), in the order of the ids; kinds as in bpe.py (1 normal, 2 unknown, 3 control, 6 byte)
+    settings: dict, what the file says of the names in bpe.SETTINGS
+    model:    bytes, the `.model` file
     """
 
     def __init__(self, model, name="the model"):
@@ -41,7 +42,7 @@ class Tokenizer:
         """Train on texts (an iterable of str, read once) with exactly LLaMA's settings.
 
         vocab_size counts everything: 3 special tokens, 256 bytes, characters, merges. "chars" is LLaMA's tokenizer with no merges and
-        with every character of the texts; only newline, NUL and U+2585 are left to bytes.
+        with every character trained on; newline, NUL, U+001F, U+2585 and a \\r seen at line ends only are left to bytes.
         At most bpe.MAX_SAMPLE characters are trained on, evenly spread over texts: memory stays flat for an iterator of any length.
         The same texts give the same bytes.
 
@@ -58,9 +59,9 @@ class Tokenizer:
         bpe.check_vocab_size(vocab_size, alphabet)
         try:
             return cls(_train(sentences, vocab_size, coverage))
-        except RuntimeError:                       # too few pairs to merge: without the limit it learns all there is
+        except RuntimeError:                       # too few pairs to merge: with a soft limit it learns all there are
             largest = cls(_train(sentences, vocab_size, coverage, hard_vocab_limit=False)).vocab_size
-            raise bpe.too_large(vocab_size, largest) from None
+            raise bpe.VocabularyTooLarge(vocab_size, largest) from None
 
     @classmethod
     def load(cls, path):

@@ -1,0 +1,239 @@
+"""The training loop: learning, metrics, resuming to the same bits, Ctrl-C, kill -9, a full disk."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minillama.__main__ import main
+
+SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--batch-size", "3", "--accumulate", "2", "--steps", "12",
+         "--warmup-steps", "3", "--eval-every", "4", "--save-every", "5", "--vocab-size", "290", "--threads", "2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    sentence = "Ann has a red kite and Tom has 12 blue drums , so they play by the river ."
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text(" ".join(rng.choice(sentence.split()) for _ in range(6000)))
+    return str(path)
+
+
+def run(out, *arguments, text=None):
+    return main(["train", "--out", str(out), *(["--data", text] if text else []), *arguments])
+
+
+def metrics(out):
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+
+
+def weights(out, step=12):
+    folder = out / "checkpoints" / f"step-{step:06d}"
+    return load_file(folder / "model.safetensors") | load_file(folder / "train_state" / "optimizer.safetensors")
+
+
+def same_run(left, right):
+    assert metrics(left) == metrics(right)
+    a, b = weights(left), weights(right)
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(out, *SMALL, text=text) == 0
+    return out
+
+
+def test_a_run_leaves_everything(finished):
+    assert {p.name for p in finished.iterdir()} == {"config.toml", "tokenizer.model", "metrics.jsonl", "loss.png", "checkpoints"}
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["latest", "step-000010", "step-000012"]
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    always = {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s"}
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        evaluated = line["step"] % 4 == 0
+        assert line.keys() == always | ({"val_loss", "val_bits_per_byte", "floor"} if evaluated else set())
+    assert lines[-1]["tokens"] == 12 * 16 * 3 * 2
+    assert lines[-1]["floor"] is None
+    assert lines[2]["lr"] == 3e-3
+    assert lines[-1]["lr"] == pytest.approx(3e-4)
+    assert lines[0]["loss"] == pytest.approx(np.log(290), abs=0.05)
+    assert lines[-1]["val_loss"] < lines[0]["loss"] - 0.2
+
+
+def test_accumulating_is_the_same_training(finished, text, tmp_path):
+    """6 rows in one batch or in micro-batches of 3 + 3: the same rows, the same curve to rounding."""
+    assert run(tmp_path / "a", *SMALL, "--batch-size", "6", "--accumulate", "1", text=text) == 0
+    for ours, theirs in zip(metrics(finished), metrics(tmp_path / "a")):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_same_seed_same_bits_and_another_seed_another_run(finished, text, tmp_path):
+    assert run(tmp_path / "a", *SMALL, text=text) == 0
+    same_run(finished, tmp_path / "a")
+    assert run(tmp_path / "b", *SMALL, "--seed", "1", text=text) == 0
+    assert metrics(tmp_path / "b") != metrics(finished)
+
+
+def test_config_toml_repeats_the_run(finished, tmp_path):
+    assert main(["train", "--config", str(finished / "config.toml"), "--out", str(tmp_path / "a")]) == 0
+    same_run(finished, tmp_path / "a")
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 11])
+def test_ctrl_c_and_resume_end_in_the_same_bits(stop_at, finished, text, tmp_path, monkeypatch, capsys):
+    from minillama.engine import NumpyEngine
+
+    original = NumpyEngine.train_step
+
+    def interrupted(self, batches, lr):
+        if self.step + 1 == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batches, lr)
+
+    out = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr(NumpyEngine, "train_step", interrupted)
+        assert run(out, *SMALL, text=text) == 130
+    assert f"stopped after step {stop_at} of 12" in capsys.readouterr().out
+    assert metrics(out)[-1]["step"] == stop_at
+    assert run(out, "--resume") == 0
+    same_run(finished, out)
+
+
+def test_resume_of_a_finished_run_changes_nothing(finished, text, tmp_path):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
+    assert run(finished, "--resume") == 0
+    assert before == {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
+
+
+def test_torn_metrics_line_and_later_steps_are_dropped(finished, text, tmp_path, monkeypatch):
+    """A crash between two checkpoints: the lines no checkpoint vouches for are written again, not twice."""
+    from minillama import checkpoint
+
+    out, original = tmp_path / "a", checkpoint.save
+
+    def crash_later(folder, state, keep):
+        if state["step"] == 10:
+            raise KeyboardInterrupt
+        return original(folder, state, keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", crash_later)
+        assert run(out, *SMALL, text=text) == 130
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 11, "lo')
+    assert metrics_lines(out) == 11
+    assert run(out, "--resume") == 0
+    same_run(finished, out)
+
+
+def metrics_lines(out):
+    return len((out / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_kill_9_at_any_moment(attempt, finished, text, tmp_path):
+    """Killed again and again, at random moments, saving after every step: --resume always ends in the same weights."""
+    out, rng = tmp_path / "a", random.Random(attempt)
+    arguments = ["--data", text, *SMALL, "--save-every", "1", "--keep", "2"]
+    command = [sys.executable, "-m", "minillama", "train", "--resume", "--out", str(out)]
+    for _ in range(3):
+        continuing = (out / "config.toml").exists()
+        process = subprocess.Popen(command + ([] if continuing else arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline, target = time.time() + 20, rng.randint(0, 4)
+        already = len(list((out / "checkpoints").glob("step-*"))) if out.exists() else 0
+        while time.time() < deadline and process.poll() is None:
+            if out.exists() and len(list((out / "checkpoints").glob("*step-*"))) >= min(already + target, 2):
+                break
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    continuing = (out / "config.toml").exists()
+    done = subprocess.run(command + ([] if continuing else arguments), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected, actual = weights(finished), weights(out)
+    assert all(np.array_equal(expected[name], actual[name]) for name in expected)
+    assert metrics(out) == metrics(finished)
+
+
+def test_resume_where_no_checkpoint_exists_yet(finished, text, tmp_path, capsys, monkeypatch):
+    from minillama.engine import NumpyEngine
+
+    out = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr(NumpyEngine, "train_step", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(out, *SMALL, text=text) == 130
+    assert run(out, "--resume") == 0
+    assert "no whole checkpoint yet, starting from the beginning" in capsys.readouterr().out
+    same_run(finished, out)
+
+
+def test_resume_of_nothing_starts_and_says_so(finished, text, tmp_path, capsys):
+    assert run(tmp_path / "a", "--resume", *SMALL, text=text) == 0
+    assert "holds no run yet: starting from the beginning" in capsys.readouterr().out
+    same_run(finished, tmp_path / "a")
+
+
+def test_divergence_keeps_the_last_good_checkpoint(text, tmp_path, capsys, monkeypatch):
+    from minillama.engine import NumpyEngine
+
+    original = NumpyEngine.train_step
+
+    def poisoned(self, batches, lr):
+        if self.step == 7:
+            self.params["layers.0.wo"][0, 0] = np.nan
+        return original(self, batches, lr)
+
+    monkeypatch.setattr(NumpyEngine, "train_step", poisoned)
+    assert run(tmp_path / "a", *SMALL, text=text) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "diverged at step 8" in error
+    assert "layers.0.wo" in error
+    assert [p.name for p in (tmp_path / "a" / "checkpoints").glob("step-*")] == ["step-000005"]
+    assert all(np.isfinite(tensor).all() for tensor in weights(tmp_path / "a", 5).values())
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(text, tmp_path, capsys, monkeypatch):
+    from minillama import checkpoint
+
+    original = checkpoint.save_file
+
+    def full(tensors, path, *metadata):
+        if "step-000010" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        original(tensors, path, *metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert run(tmp_path / "a", *SMALL, text=text) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("No space left on device")
+    assert sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir()) == ["latest", "step-000005"]
+
+
+def test_a_bigger_vocabulary_than_the_preset_text_supports_shrinks_with_a_word(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("abc abd abe " * 200)
+    settings = [s for s in SMALL if s not in ("--vocab-size", "290")]
+    assert run(tmp_path / "run", *settings, text=str(tmp_path / "a.txt")) == 0
+    assert "the text supports" in capsys.readouterr().out
+
+
+def test_training_does_not_import_torch(text, tmp_path):
+    script = "import sys; from minillama.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules; print('clean')"
+    command = [sys.executable, "-c", script, "train", "--data", text, "--out", str(tmp_path / "a"), *SMALL]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("clean\n")
