@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minillama.errors import InputError
-from minillama.text import bpe
-from minillama.text.bpe import BPE, BYTE_PIECES, SPACE, SPECIALS, TextStream, train_bpe
+from minillama.text import bpe, model_file
+from minillama.text.bpe import BPE, TextStream, train_bpe
+from minillama.text.model_file import BYTE_PIECES, SPACE, SPECIALS
 from minillama.text.tokenizer import Tokenizer
 
 SAMPLE = """Once upon a time a little cat sat by the old river. The cat saw a big red ball, and the ball rolled away!
@@ -34,8 +35,8 @@ def artificial():
     pieces = {"ab": -1.0, "bc": -1.0, "abc": -5.0, "aa": -2.0, "aaa": -2.0, "aaaa": -2.0, SPACE * 2: -1e9, SPACE * 4: -3.0,
               SPACE + "a": -2.0, "cab": 4.0, "ca": -9.0, "日本": -1.5, "本日": -1.5, "🍎🍎": 0.0, "</": -4.0, "</s": -4.5, "é\u0301": -0.25}
     characters = dict.fromkeys("abc日本🍎</s>é\u0301" + SPACE, -100.0)
-    learned = [(piece, score, bpe.NORMAL) for piece, score in (pieces | characters).items()]
-    return BPE(SPECIALS + [(piece, 0.0, bpe.BYTE) for piece in BYTE_PIECES] + learned)
+    learned = [(piece, score, model_file.NORMAL) for piece, score in (pieces | characters).items()]
+    return BPE(SPECIALS + [(piece, 0.0, model_file.BYTE) for piece in BYTE_PIECES] + learned)
 
 
 MODELS = {str(size): Tokenizer.train(TEXTS, size).model for size in (512, 900, "chars")}
@@ -166,13 +167,13 @@ def test_file_round_trip(tmp_path):
 
 
 def test_written_settings_are_llamas():
-    _, read = bpe.parse_model(artificial().to_bytes())
-    assert {name: read[name] for name in bpe.SETTINGS} == {name: value for name, (_, _, _, value) in bpe.SETTINGS.items()}
+    _, read = model_file.parse_model(artificial().to_bytes())
+    assert {name: read[name] for name in model_file.SETTINGS} == {name: value for name, (_, _, _, value) in model_file.SETTINGS.items()}
 
 
 def train_other(**changes):
     """A SentencePiece model with LLaMA's settings but for the changes."""
-    values = {name: value for name, (_, _, _, value) in bpe.SETTINGS.items()} | {"model_type": "bpe", "vocab_size": 330}
+    values = {name: value for name, (_, _, _, value) in model_file.SETTINGS.items()} | {"model_type": "bpe", "vocab_size": 330}
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["the cat sat on a mat"] * 3), model_writer=out, minloglevel=3,
                                              hard_vocab_limit=False, **values | changes)
@@ -204,12 +205,12 @@ def test_control_pieces_are_text_like_any_other():
 
 @pytest.mark.parametrize("change, words", [
     (lambda pieces: pieces[:100], "1 unknown and 97 byte"),
-    (lambda pieces: pieces + [("x", 0.0, bpe.NORMAL)] * 2, "distinct"),
-    (lambda pieces: pieces + [("", 0.0, bpe.NORMAL)], "at least one character"),
-    (lambda pieces: pieces + [("x", float("nan"), bpe.NORMAL)], "finite"),
-    (lambda pieces: pieces + [("x", 0.0, bpe.UNUSED)], "kind 5"),
-    (lambda pieces: pieces + [("<0xZZ>", 0.0, bpe.BYTE)], "<0x00> to <0xFF>"),
-    (lambda pieces: pieces + [("<unk2>", 0.0, bpe.UNKNOWN)], "2 unknown"),
+    (lambda pieces: pieces + [("x", 0.0, model_file.NORMAL)] * 2, "distinct"),
+    (lambda pieces: pieces + [("", 0.0, model_file.NORMAL)], "at least one character"),
+    (lambda pieces: pieces + [("x", float("nan"), model_file.NORMAL)], "finite"),
+    (lambda pieces: pieces + [("x", 0.0, model_file.UNUSED)], "kind 5"),
+    (lambda pieces: pieces + [("<0xZZ>", 0.0, model_file.BYTE)], "<0x00> to <0xFF>"),
+    (lambda pieces: pieces + [("<unk2>", 0.0, model_file.UNKNOWN)], "2 unknown"),
 ])
 def test_bad_vocabularies_are_refused(change, words):
     with pytest.raises(InputError, match=words):
@@ -239,7 +240,7 @@ def test_damaged_bytes_are_refused_or_read_but_never_crash(data):
 
 def test_a_length_beyond_the_end_is_refused():
     with pytest.raises(ValueError, match="damaged at byte 2 of 5"):
-        list(bpe.read_fields(b"\x12\x04abc"))
+        list(model_file.read_fields(b"\x12\x04abc"))
     with pytest.raises(InputError, match="damaged"):
         BPE.from_bytes(MODELS["english"][:-1])
 
@@ -251,7 +252,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bpe.os, "replace", fail)
+    monkeypatch.setattr(model_file.os, "replace", fail)
     with pytest.raises(InputError, match="No space left"):
         artificial().save(path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
@@ -266,9 +267,9 @@ def test_missing_file(tmp_path):
 
 def test_protobuf_by_hand():
     message = bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x68, 0x69]) + b"\x1d" + struct.pack("<f", 0.5) + b"\x21" + bytes(8)
-    assert list(bpe.read_fields(message)) == [(1, 150), (2, b"hi"), (3, struct.pack("<f", 0.5)), (4, bytes(8))]
-    assert bpe._field(1, 150) == message[:3] and bpe._field(2, "hi") == message[3:7] and bpe._field(3, 0.5) == message[7:12]
-    assert len(bpe._field(43, -1)) == 12 and bpe._from_wire(next(bpe.read_fields(bpe._field(43, -1)))[1], -1) == -1
+    assert list(model_file.read_fields(message)) == [(1, 150), (2, b"hi"), (3, struct.pack("<f", 0.5)), (4, bytes(8))]
+    assert model_file._field(1, 150) == message[:3] and model_file._field(2, "hi") == message[3:7] and model_file._field(3, 0.5) == message[7:12]
+    assert len(model_file._field(43, -1)) == 12 and model_file._from_wire(next(model_file.read_fields(model_file._field(43, -1)))[1], -1) == -1
 
 
 # -------------------------------------------------------------------------------------------------------------------- training

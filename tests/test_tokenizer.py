@@ -12,8 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from minillama.errors import InputError
-from minillama.text import bpe
-from minillama.text.bpe import SPACE
+from minillama.text import bpe, model_file
+from minillama.text.model_file import SPACE
 from minillama.text.tokenizer import Tokenizer
 
 TEXTS = ["""The cat sat on the mat. The dog, who saw the cat, ran after it and barked; the cat ran up the tree!
@@ -42,7 +42,7 @@ def test_order_of_ids():
     assert tokenizer.vocab_size == len(pieces) == 470
     assert [piece for piece, _, _ in pieces[:3]] == ["<unk>", "<s>", "</s>"]
     assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
-    assert pieces[3:259] == [(f"<0x{byte:02X}>", 0.0, bpe.BYTE) for byte in range(256)]
+    assert pieces[3:259] == [(f"<0x{byte:02X}>", 0.0, model_file.BYTE) for byte in range(256)]
     assert [score for _, score, _ in pieces[259:]] == [-float(rank) for rank in range(470 - 259)]
     lengths = [len(piece) for piece, _, _ in pieces[259:]]
     assert 1 not in lengths[:lengths.index(1)] and set(lengths[lengths.index(1):]) == {1}           # merges, then characters
@@ -90,7 +90,7 @@ def test_one_token_per_character():
     text = "".join(TEXTS)
     characters = set(text) - set("\n ")
     assert tokenizer.vocab_size == 259 + len(characters) + 1         # and the space
-    assert {piece for piece, _, kind in tokenizer.pieces if kind == bpe.NORMAL} == characters | {SPACE}
+    assert {piece for piece, _, kind in tokenizer.pieces if kind == model_file.NORMAL} == characters | {SPACE}
     assert len(tokenizer.encode(text)) == 1 + len(text)
     assert tokenizer.encode("a\nb")[2] == 3 + ord("\n")
 
@@ -198,7 +198,7 @@ def test_chunks_come_out_as_they_go_in(name, text):
 @given(text=st.text("a\n b", max_size=30), places=st.lists(st.integers(0, 30), max_size=5))
 def test_chunks_of_a_model_that_joins_newlines(text, places):
     pieces = [("a\n", 0.0), ("\nb", 1.0), ("\n", -2.0), ("a", -3.0), ("b", -4.0), (SPACE + "\n", -1.5), (SPACE, -5.0)]
-    learned = [(piece, score, bpe.NORMAL) for piece, score in pieces]
+    learned = [(piece, score, model_file.NORMAL) for piece, score in pieces]
     tokenizer = Tokenizer(bpe.BPE(TOKENIZERS["470"].pieces[:259] + learned).to_bytes())
     assert list(itertools.chain(*tokenizer.encode_chunks(cut(text, places)))) == tokenizer.encode(text)
 

@@ -1,11 +1,11 @@
 """LLaMA's tokenizer: SentencePiece's byte-pair encoding, trained and used with LLaMA's settings.
 
-    train    LLaMA's settings (bpe.SETTINGS), any vocabulary size; "chars" gives one token per character
+    train    LLaMA's settings (model_file.SETTINGS), any vocabulary size; "chars" gives one token per character
     encode   text -> ids; decode(encode(text)) == text for every text (but a U+2581 in it comes back as the space it stands for)
     chunks   a text of any size goes through in flat memory: it is cut only where no piece can reach across
 
 Kudo & Richardson 2018 (arXiv:1808.06226); [LLaMA §2.1] (digits are split, unknown characters become bytes, 32,000 pieces).
-Twin: minillama/text/bpe.py, the same by hand and to read; it also reads and writes the file. Lesson: lessons/01_tokens.ipynb.
+Twin: minillama/text/bpe.py, the same by hand and to read; the file itself: model_file.py. Lesson: lessons/01_tokens.ipynb.
 """
 import hashlib
 import io
@@ -14,7 +14,7 @@ from itertools import pairwise
 import sentencepiece
 
 from minillama.errors import InputError
-from minillama.text import bpe
+from minillama.text import bpe, model_file
 
 _QUIET = 3                                         # SentencePiece's log level: fatal errors only
 
@@ -23,13 +23,13 @@ class Tokenizer:
     """A SentencePiece model. Made by train, load or from_bytes.
 
     pieces:   list of (piece, score, kind), in the order of the ids; kinds as in bpe.py (1 normal, 2 unknown, 3 control, 6 byte)
-    settings: dict, what the file says of the names in bpe.SETTINGS
+    settings: dict, what the file says of the names in model_file.SETTINGS
     model:    bytes, the `.model` file
     """
 
     def __init__(self, model, name="the model"):
         self.model = model
-        self.pieces, self.settings = bpe.parse_model(model, name)
+        self.pieces, self.settings = model_file.parse_model(model, name)
         self._sentencepiece = sentencepiece.SentencePieceProcessor()
         try:
             self._sentencepiece.LoadFromSerializedProto(model)
@@ -52,10 +52,10 @@ class Tokenizer:
         if not sentences:
             raise InputError("the training text is empty: it must have at least 1 character")
         chars = isinstance(vocab_size, str) and vocab_size == "chars"
-        coverage = 1.0 if chars else bpe.SETTINGS["character_coverage"][3]
+        coverage = 1.0 if chars else model_file.SETTINGS["character_coverage"][3]
         alphabet = bpe.choose_alphabet(bpe.count_words(sentences), coverage)
         if chars:
-            vocab_size = bpe.FIRST_ID + len(alphabet)
+            vocab_size = model_file.FIRST_ID + len(alphabet)
         bpe.check_vocab_size(vocab_size, alphabet)
         try:
             return cls(_train(sentences, vocab_size, coverage))
@@ -66,11 +66,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Read a `.model` file of SentencePiece. Raises InputError where it is missing, corrupt or something else."""
-        return cls(bpe.read_model_file(path), str(path))
+        return cls(model_file.read_model_file(path), str(path))
 
     def save(self, path):
         """Write the `.model` file, the same bytes as were trained or loaded."""
-        bpe.write_model_file(path, self.model)
+        model_file.write_model_file(path, self.model)
 
     @property
     def vocab_size(self):
@@ -145,7 +145,7 @@ class Tokenizer:
     def _last_cut(self, text, start):
         """The last place from start on where text can be cut, 0 if there is none."""
         for place in range(len(text) - 1, start - 1, -1):
-            if text[place - 1:place + 1].replace(" ", bpe.SPACE) not in self._joined:
+            if text[place - 1:place + 1].replace(" ", model_file.SPACE) not in self._joined:
                 return place
         return 0
 
@@ -159,13 +159,13 @@ def _joined_pairs(model):
         pieces = bpe.BPE.from_bytes(model).pieces
     except InputError:
         return None
-    joined = {left + right for piece, _, kind in pieces if kind == bpe.NORMAL for left, right in pairwise(piece)}
+    joined = {left + right for piece, _, kind in pieces if kind == model_file.NORMAL for left, right in pairwise(piece)}
     return None if any("\n" in pair for pair in joined) else joined
 
 
 def _train(sentences, vocab_size, coverage, **limits):
     """The bytes of a trained `.model`."""
-    settings = {name: value for name, (_, _, _, value) in bpe.SETTINGS.items()}
+    settings = {name: value for name, (_, _, _, value) in model_file.SETTINGS.items()}
     settings |= {"model_type": "bpe", "character_coverage": coverage, "vocab_size": vocab_size}
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=out, minloglevel=_QUIET, num_threads=1,
