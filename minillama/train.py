@@ -206,7 +206,8 @@ def train(out, config, resume=False, engine_name="auto"):
     rows, step_tokens = recipe.batch_size * recipe.accumulate, recipe.batch_size * recipe.accumulate * recipe.seq_len
     samples_at = {math.ceil(recipe.steps * share) for share in (0.1, 0.3, 0.6, 1)}
     floor, total = mix_floor(shards), None
-    bar = tqdm(total=recipe.steps, initial=engine.step, unit="step", dynamic_ncols=True, mininterval=0.5, file=sys.stdout)
+    refresh = 0.5 if sys.stdout.isatty() else 15                # seconds; a log file needs fewer lines than an eye
+    bar = tqdm(total=recipe.steps, initial=engine.step, unit="step", dynamic_ncols=True, mininterval=refresh, file=sys.stdout)
     with StopOnSignal() as stop, bar:
         while engine.step < recipe.steps and not stop.asked:
             step = engine.step + 1

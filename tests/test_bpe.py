@@ -268,8 +268,10 @@ def test_missing_file(tmp_path):
 def test_protobuf_by_hand():
     message = bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x68, 0x69]) + b"\x1d" + struct.pack("<f", 0.5) + b"\x21" + bytes(8)
     assert list(model_file.read_fields(message)) == [(1, 150), (2, b"hi"), (3, struct.pack("<f", 0.5)), (4, bytes(8))]
-    assert model_file._field(1, 150) == message[:3] and model_file._field(2, "hi") == message[3:7] and model_file._field(3, 0.5) == message[7:12]
-    assert len(model_file._field(43, -1)) == 12 and model_file._from_wire(next(model_file.read_fields(model_file._field(43, -1)))[1], -1) == -1
+    assert [model_file._field(1, 150), model_file._field(2, "hi"), model_file._field(3, 0.5)] == [message[:3], message[3:7], message[7:12]]
+    negative = model_file._field(43, -1)
+    assert len(negative) == 12
+    assert model_file._from_wire(next(model_file.read_fields(negative))[1], -1) == -1
 
 
 # -------------------------------------------------------------------------------------------------------------------- training

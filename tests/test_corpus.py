@@ -116,7 +116,7 @@ def test_bits_are_minus_log2_of_the_probability(source):
 
 @SOURCE
 def test_the_writer_draws_what_the_bits_say(source):
-    """Every choice point's options come up as often as their probability says, pooled over the grammar (chi-squared per degree of freedom)."""
+    """Options come up as often as their probability says: chi-squared, pooled over all choice points."""
     counts = {}
 
     class Counter(Reader):
@@ -143,8 +143,8 @@ def test_no_document_is_a_prefix_of_another_so_the_end_costs_nothing(source):
     assert not any(after.startswith(before) for before, after in itertools.pairwise(texts))
     with pytest.raises(InputError, match="must end"):
         derive(source, texts[0] + " Tom")
-    for cut in (1, len(texts[0]) // 2, len(texts[0]) - 1):
-        with pytest.raises(InputError, match=f"character {cut}|'' stands|character"):
+    for cut in range(len(texts[0])):
+        with pytest.raises(InputError, match="leaves the grammar at character"):
             derive(source, texts[0][:cut])
 
 
@@ -194,24 +194,30 @@ def test_what_is_recalled_cannot_be_otherwise(source):
 def test_every_sum_is_right():
     carried = 0
     for drawn in take("sums", 3000):
-        columns = re.findall(r"([\d+]+)=(\d+)", drawn.text)
-        for left, right in columns:
-            assert sum(map(int, left.split("+"))) == int(right)
-        x, y = (int("".join(left.split("+")[k] for left, _ in reversed(columns))) for k in (0, 1))
-        total, beasts = re.search(r" So (\d+) (\w+)\.$", drawn.text).groups()
-        assert int(total) == x + y and f"counts {beasts} in" in drawn.text
-        carried += any(len(left.split("+")) == 3 for left, _ in columns)
+        name, places, worked, owner, total = re.fullmatch(r"(\w+) counts (.*) on day \d+: (.*)\. So (\w+) has (\d+)\.", drawn.text).groups()
+        columns = [column.split("=") for column in worked.split(", ")]
+        assert all(sum(map(int, left.split("+"))) == int(right) for left, right in columns)
+        x, y = (int("".join(left.split("+")[k] for left, _ in reversed(columns))) for k in (-2, -1))
+        assert int(total) == x + y and name == owner and places
+        carries = ["", *(right[:-1] for _, right in columns[:-1])]
+        for (left, _), carry in zip(columns, carries):
+            assert left.startswith("1+") and left.count("+") == 2 if carry else left.count("+") == 1
+        carried += any(carries)
     assert carried > 1500
 
 
 def test_stories_end_with_the_truth():
     """An independent reading: who was given what, by regular expressions."""
+    moved = 0
     for drawn in take("stories", 1000):
-        owner = {thing: name for name, thing in re.findall(r"(\w+) had a (\w+ \w+)", drawn.text)}
-        for _, receiver, thing in re.findall(r"(\w+) gave (\w+) the (\w+ \w+)", drawn.text):
+        owner = {thing: name for name, thing in re.findall(r"(\w+) had a \w+ (\w+)\.", drawn.text)}
+        for giver, receiver, thing in re.findall(r"(\w+) gave (\w+) the (\w+)", drawn.text):
+            assert owner[thing] == giver != receiver
             owner[thing] = receiver
-        thing, name = re.search(r"Now the (\w+ \w+) is with (\w+)\.$", drawn.text).groups()
+            moved += 1
+        thing, name = re.search(r"Now the (\w+) is with (\w+)\.$", drawn.text).groups()
         assert owner[thing] == name
+    assert moved > 300
 
 
 @SOURCE

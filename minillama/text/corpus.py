@@ -26,7 +26,7 @@ from typing import NamedTuple
 from minillama.errors import InputError
 
 SHARES = {"stories": 0.35, "facts": 0.40, "sums": 0.25}
-RECALL_SHARE = {"stories": 0.352, "facts": 0.195, "sums": 0.470}  # measured on 20 000 documents each
+RECALL_SHARE = {"stories": 0.291, "facts": 0.198, "sums": 0.399}  # measured on 20 000 documents each
 DIGITS = "0123456789"
 
 
@@ -126,19 +126,18 @@ def stories(pen):
     pen.pick(" at ", DIGITS[1:])
     pen.pick(":", DIGITS[:6])
     pen.pick("", DIGITS)
-    thing, owner = {}, {}
+    owner = {}
     for who in (tom, ann):
         pen.recall(". ", who, NAMES)
-        colour = pen.pick(" had a ", without(COLOURS, *thing))
-        thing[colour] = pen.pick(" ", without(THINGS, *thing.values()))
-        owner[colour] = who
-        pen.recall(". The ", colour, COLOURS)
-        pen.recall(" ", thing[colour], THINGS)
+        pen.pick(" had a ", COLOURS)
+        thing = pen.pick(" ", without(THINGS, *owner))
+        owner[thing] = who
+        pen.recall(". The ", thing, THINGS)
         number(pen, " cost ", 2)
         pen.say(" pence")
     for _ in range(3):
         who = pen.pick(". ", (tom, ann), among=NAMES)
-        has = tuple(colour for colour in owner if owner[colour] == who)
+        has = tuple(thing for thing in owner if owner[thing] == who)
         deed = pen.pick(" ", ("saw", "walked", "liked", "gave") if has else ("saw", "walked", "liked"))
         if deed == "saw":
             number(pen, " ", 2)
@@ -147,16 +146,13 @@ def stories(pen):
             number(pen, " ", 2)
             pen.pick(" miles to the ", PLACES)
         elif deed == "liked":
-            colour = pen.pick(" the ", tuple(thing), among=COLOURS)
-            pen.recall(" ", thing[colour], THINGS)
+            pen.pick(" the ", tuple(owner), among=THINGS)
         else:
             other = pen.recall(" ", ann if who == tom else tom, NAMES)
-            colour = pen.pick(" the ", has, among=COLOURS)
-            pen.recall(" ", thing[colour], THINGS)
-            owner[colour] = other
-    colour = pen.pick(". Now the ", tuple(thing), among=COLOURS)
-    pen.recall(" ", thing[colour], THINGS)
-    pen.recall(" is with ", owner[colour], NAMES)
+            thing = pen.pick(" the ", has, among=THINGS)
+            owner[thing] = other
+    thing = pen.pick(". Now the ", tuple(owner), among=THINGS)
+    pen.recall(" is with ", owner[thing], NAMES)
     pen.say(".")
 
 
