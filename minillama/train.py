@@ -98,7 +98,13 @@ class Metrics:
                 if record["step"] <= step:
                     self.records.append(record)
         checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 — open as long as the run
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 — closed by __exit__
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
 
     def append(self, record):
         self.records.append(record)
@@ -200,49 +206,58 @@ def train(out, config, resume=False, engine_name="auto"):
         print(f"{out}: continuing after step {engine.step}")
     elif resume:
         print(f"{out}: no whole checkpoint yet, starting from the beginning")
-    metrics = Metrics(out / "metrics.jsonl", engine.step)
     _introduce(out, config, engine, tokenizer, shards)
 
-    rows, step_tokens = recipe.batch_size * recipe.accumulate, recipe.batch_size * recipe.accumulate * recipe.seq_len
     samples_at = {math.ceil(recipe.steps * share) for share in (0.1, 0.3, 0.6, 1)}
-    floor, total = mix_floor(shards), None
-    refresh = 0.5 if sys.stdout.isatty() else 15                # seconds; a log file needs fewer lines than an eye
-    bar = tqdm(total=recipe.steps, initial=engine.step, unit="step", dynamic_ncols=True, mininterval=refresh, file=sys.stdout)
-    with StopOnSignal() as stop, bar:
+    result = None
+    with Metrics(out / "metrics.jsonl", engine.step) as metrics, StopOnSignal() as stop, _bar(engine.step, recipe.steps) as bar:
         while engine.step < recipe.steps and not stop.asked:
-            step = engine.step + 1
-            lr = learning_rate(step, recipe.lr, recipe.steps, recipe.warmup_steps, recipe.final_lr_fraction)
-            started = time.perf_counter()
-            tokens, targets = mixture.batch(step, rows)
-            cuts = range(0, rows, recipe.batch_size)
-            micro_batches = [(tokens[i:i + recipe.batch_size], targets[i:i + recipe.batch_size]) for i in cuts]
-            result = engine.train_step(micro_batches, lr)
-            speed = step_tokens / (time.perf_counter() - started)
-            record = {"step": step, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
-                      "tokens": step * step_tokens, "tokens_per_s": round(speed)}  # fmt: skip
-            if step % recipe.eval_every == 0 or step == recipe.steps:
-                limit = math.inf if step == recipe.steps else recipe.eval_tokens
-                epochs = mixture.epochs(record["tokens"])
-                scores = evaluate(engine, shards, recipe.seq_len, tokenizer.bos_id, recipe.batch_size, limit, epochs)
-                total = summary(shards, scores)
-                record |= {"val_loss": total["loss"], "val_bits_per_byte": total["bits_per_byte"], "floor": floor}
+            record = train_step(engine, mixture, recipe)
+            step, last = record["step"], record["step"] == recipe.steps
+            if step % recipe.eval_every == 0 or last:
+                result = validate(engine, mixture, recipe, math.inf if last else recipe.eval_tokens)
+                record |= {"val_loss": result["loss"], "val_bits_per_byte": result["bits_per_byte"], "floor": result["floor"]}
                 bar.write(_progress(record))
             metrics.append(record)
             if step in samples_at:
                 bar.write(f"  sample: {sample(engine, tokenizer, recipe.seed)!r}")
-            bar.set_postfix_str(f"loss {result.loss:.3f}, lr {lr:.1e}, {speed:,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {record['lr']:.1e}, {record['tokens_per_s']:,} tokens/s", refresh=False)
             bar.update()
-            if step % recipe.save_every == 0 or step == recipe.steps or stop.asked:
+            if step % recipe.save_every == 0 or last or stop.asked:
                 metrics.sync()
                 checkpoint.save(out / "checkpoints", engine.state(), recipe.keep)
                 _draw(out, metrics.records, model)
     if engine.step < recipe.steps:
         print(f"stopped after step {engine.step} of {recipe.steps}, all saved; to continue: python -m minillama train --resume --out {out}")
         return INTERRUPTED
-    if total is not None:
-        print(table(total))
+    if result is not None:
+        print(table(result))
     print(f"{out}: done in {time.perf_counter() - began:.0f} s. To talk to it: python -m minillama generate {out} --prompt ...")
     return 0
+
+
+def train_step(engine, mixture, recipe):
+    """One update: the schedule and the batch of the engine's next step. Returns its line of metrics.jsonl."""
+    started = time.perf_counter()
+    step, rows = engine.step + 1, recipe.batch_size * recipe.accumulate
+    lr = learning_rate(step, recipe.lr, recipe.steps, recipe.warmup_steps, recipe.final_lr_fraction)
+    tokens, targets = mixture.batch(step, rows)
+    cuts = range(0, rows, recipe.batch_size)
+    result = engine.train_step([(tokens[i:i + recipe.batch_size], targets[i:i + recipe.batch_size]) for i in cuts], lr)
+    return {"step": step, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
+            "tokens": step * tokens.size, "tokens_per_s": round(tokens.size / (time.perf_counter() - started))}  # fmt: skip
+
+
+def validate(engine, mixture, recipe, limit):
+    """Score the held-out text, at most `limit` tokens of each source: what `summary` gives."""
+    epochs = mixture.epochs(engine.step * recipe.batch_size * recipe.accumulate * recipe.seq_len)
+    scores = evaluate(engine, mixture.shards, recipe.seq_len, mixture.bos_id, recipe.batch_size, limit, epochs)
+    return summary(mixture.shards, scores)
+
+
+def _bar(done, steps):
+    refresh = 0.5 if sys.stdout.isatty() else 15                 # seconds; a log file needs fewer lines than an eye
+    return tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, mininterval=refresh, file=sys.stdout)
 
 
 def _introduce(out, config, engine, tokenizer, shards):

@@ -217,7 +217,7 @@ def test_too_short():
         Mixture([fake_shard("a", 1.0, 10, 16)], 16, 0, 1)
 
 
-@pytest.mark.parametrize("seq_len", [3, 4, 5, 7, 100])
+@pytest.mark.parametrize("seq_len", [1, 3, 4, 5, 7, 13, 100])
 def test_validation_scores_every_token_once(seq_len):
     """Whole documents where they fit, longer ones in pieces: each token is a target exactly once, <s> never."""
     stream = np.array([1, *range(10, 14), 2, 1, *range(20, 22), 2, 1, *range(30, 42), 2, 1, 50, 2], np.uint16)

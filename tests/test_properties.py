@@ -58,6 +58,16 @@ def test_flash_equals_attention(tile, rng):
         assert np.abs(a - b).max() <= TILES, f"d{name}"
 
 
+@pytest.mark.parametrize("forward", [nn.attention_forward, nn.flash_attention_forward], ids=["attention", "flash"])
+def test_huge_scores_do_not_overflow(forward, rng):
+    """Scores of thousands: all the weight goes to the best key, and nothing becomes inf or NaN."""
+    q, k, v = rng.standard_normal((3, 1, 9, 2, 4)).astype(np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        out, _ = forward(1000 * q, 1000 * k, v)
+    scores = np.where(np.tri(9), np.einsum("bihd,bjhd->bhij", q, k), -np.inf)
+    assert np.allclose(out, np.take_along_axis(v.swapaxes(1, 2), scores.argmax(-1)[..., None], 2).swapaxes(1, 2), atol=1e-5)
+
+
 def test_flash_keeps_no_square(rng):
     """What flash saves for backward grows with T, not with T^2."""
     q, k, v = rng.standard_normal((3, 1, 512, 1, 4))

@@ -112,6 +112,7 @@ def test_ctrl_c_and_resume_end_in_the_same_bits(stop_at, finished, text, tmp_pat
         assert run(out, *SMALL, text=text) == 130
     assert f"stopped after step {stop_at} of 12" in capsys.readouterr().out
     assert metrics(out)[-1]["step"] == stop_at
+    assert (out / "checkpoints" / "latest").read_text() == f"step-{stop_at:06d}\n"
     assert run(out, "--resume") == 0
     same_run(finished, out)
 
