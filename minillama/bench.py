@@ -62,7 +62,8 @@ def _torch_model(config):
             D, hidden = config.dim, config.hidden_dim
             self.attention_norm, self.ffn_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
             self.wq, self.wk, self.wv, self.wo = (nn.Linear(D, D, bias=False) for _ in range(4))
-            self.w1, self.w2, self.w3 = nn.Linear(D, hidden, bias=False), nn.Linear(hidden, D, bias=False), nn.Linear(D, hidden, bias=False)
+            self.w1, self.w3 = nn.Linear(D, hidden, bias=False), nn.Linear(D, hidden, bias=False)
+            self.w2 = nn.Linear(hidden, D, bias=False)
 
         def forward(self, x, cos, sin):
             heads = (*x.shape[:2], config.n_heads, config.head_dim)
@@ -140,10 +141,14 @@ def _huggingface_decode(shape, threads):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from .config import ModelConfig
+
     torch.set_num_threads(threads)
     base = _memory_mb()
-    config = LlamaConfig(vocab_size=DECODE["vocab_size"], hidden_size=DECODE["dim"], intermediate_size=768, num_hidden_layers=DECODE["n_layers"],
-                         num_attention_heads=DECODE["n_heads"], max_position_embeddings=DECODE["max_seq_len"], eos_token_id=None)  # fmt: skip
+    shape = ModelConfig(**DECODE)
+    config = LlamaConfig(vocab_size=shape.vocab_size, hidden_size=shape.dim, intermediate_size=shape.hidden_dim,
+                         num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
+                         max_position_embeddings=shape.max_seq_len, eos_token_id=None)  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     prompt = torch.tensor([[5]])
 
@@ -401,9 +406,9 @@ def profile(shape, threads=1, repeats=7):
     """Time every op alone at the shape of a training step.
 
     Returns:
-        list of {"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate", "of_sgemm"}: milliseconds of all its calls in one
-        step, share of the sum, floating-point operations (matrix products only), their rate and what part of this machine's
-        sgemm rate that is; for the other ops the rate is in GB/s of arrays read and written
+        list of {"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate", "of_sgemm"}: milliseconds of all its calls
+        in one step, share of the sum, floating-point operations (matrix products only), their rate and what part of this
+        machine's sgemm rate that is; for the other ops the rate is in GB/s of arrays read and written
     """
     import numpy as np
     from threadpoolctl import threadpool_limits

@@ -90,7 +90,7 @@ def rope_one_position_late(dout, cache):
 
 def attention_variant(scale=True, row_sum=True, dk_transposed=True, dv_probs=True):
     def backward(dout, cache):
-        q, k, v, probs = cache
+        q, k, v, (probs,), _ = cache
         qh, kh, vh, douth = (a.swapaxes(1, 2) for a in (q, k, v, dout))
         dprobs = douth @ vh.swapaxes(2, 3)
         dscores = probs * (dprobs - ((dprobs * probs).sum(-1, keepdims=True) if row_sum else 0))

@@ -1,5 +1,6 @@
 """Every backward against finite differences and against autograd, and the proof that these checks can fail."""
 import copy
+import pickle
 
 import numpy as np
 import planted_bugs
@@ -32,6 +33,7 @@ def cases(B, T, H, Dh):
         "rmsnorm": (nn.rmsnorm_forward, nn.rmsnorm_backward, r.rmsnorm_forward, {"x": draw(B, T, D), "weight": draw(D)}, (1e-3,)),
         "rope": (nn.rope_forward, nn.rope_backward, r.rope_forward, {"x": draw(B, T, H, Dh)}, tables),
         "attention": (nn.attention_forward, nn.attention_backward, r.attention_forward, heads, ()),
+        "attention in blocks": (lambda q, k, v: nn.attention_forward(q, k, v, 3), nn.attention_backward, r.attention_forward, heads, ()),
         "flash": (lambda q, k, v: nn.flash_attention_forward(q, k, v, 3), nn.flash_attention_backward, r.attention_forward, heads, ()),
         "swiglu": (nn.swiglu_forward, nn.swiglu_backward, r.swiglu_forward, {"gate": draw(B, T, F), "up": draw(B, T, F)}, ()),
         "cross_entropy": (lambda x: nn.cross_entropy_forward(x, targets), nn.cross_entropy_backward,
@@ -97,8 +99,7 @@ def test_purity(op):
     assert np.array_equal(dout, kept_dout)
     for left, right in [*zip(first, second), *zip(arrays.values(), before[0].values()), *zip(extra, before[1])]:
         assert np.array_equal(left, right)
-    for left, right in zip(cache, kept_cache):
-        assert np.array_equal(left, right)
+    assert pickle.dumps(cache) == pickle.dumps(kept_cache)
 
 
 @pytest.mark.parametrize("op", ["linear", "rmsnorm", "swiglu"])
@@ -115,7 +116,7 @@ def test_out_buffer(op):
 def test_everything_in_the_model():
     """The table of `python -m minillama gradcheck`: every op, a block, the model entry by entry and along random directions."""
     reports = list(check_everything())
-    assert {op for op, _ in reports} == {*OPS, "block", "model"}
+    assert {op for op, _ in reports} == {*OPS, "block", "model"} - {"attention in blocks"}
     for op, report in reports:
         assert report, op
         assert report.passed, f"\n{op}\n{report}"

@@ -48,6 +48,18 @@ def test_the_future_changes_nothing_in_the_model(tiny, rng):
     assert np.abs(before[:, 8:] - after[:, 8:]).max() > 1e-4
 
 
+@pytest.mark.parametrize("block", [1, 3, 4])
+def test_attention_blocks_change_rounding_only(block, rng):
+    q, k, v, dout = rng.standard_normal((4, 2, 13, 3, 4)) * 3
+    plain, cache = nn.attention_forward(q, k, v)
+    blocked, blocked_cache = nn.attention_forward(q, k, v, block)
+    assert np.abs(plain - blocked).max() <= TILES
+    for name, a, b in zip("qkv", nn.attention_backward(dout, cache), nn.attention_backward(dout, blocked_cache)):
+        assert np.abs(a - b).max() <= TILES, f"d{name}"
+    last, _ = nn.attention_forward(q[:, 8:], k, v, block)        # the queries are the last 5 of 13 positions
+    assert np.abs(last - plain[:, 8:]).max() <= TILES
+
+
 @pytest.mark.parametrize("tile", [1, 3, 4, 64])
 def test_flash_equals_attention(tile, rng):
     q, k, v, dout = rng.standard_normal((4, 2, 13, 3, 4)) * 3

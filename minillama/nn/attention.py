@@ -4,7 +4,11 @@
     probs  = softmax(scores)         over the keys
     out    = probs v
 
-Vaswani et al. 2017 (arXiv:1706.03762), Eq. 1; [LLaMA §2.2]. `flash.py` computes the same without the T x T array.
+Queries are taken a block at a time, and a block is multiplied by the keys up to its own end only. What lies further right has
+probability 0, so leaving it out changes nothing, and saves almost half of the square [LLaMA §2.4]. Within the block the
+diagonal still needs its mask.
+
+Vaswani et al. 2017 (arXiv:1706.03762), Eq. 1; [LLaMA §2.2]. `flash.py` goes further and never keeps `probs`.
 GPU twin: kernels/attention.py. Lesson: lessons/05_attention.ipynb.
 """
 import math
@@ -12,27 +16,39 @@ import math
 import numpy as np
 
 
-def attention_forward(q, k, v):
-    """Attend. The queries are the last Tq of the Tk positions, so that cached decoding (Tq < Tk) is the same function.
+def _blocks(Tq, Tk, block):
+    """Cut the queries into blocks: (rows, keys) slices. The queries are the last Tq of Tk positions, so that row i sees
+    the keys 0 .. Tk - Tq + i, and a block the keys up to its last row's."""
+    for start in range(0, Tq, block):
+        end = min(start + block, Tq)
+        yield slice(start, end), slice(0, Tk - Tq + end)
+
+
+def attention_forward(q, k, v, block=64):
+    """Attend. Tq < Tk is cached decoding: the queries are the last Tq positions.
 
     Args:
         q:    (B, Tq, H, Dh) float    queries, already rotated
         k, v: (B, Tk, H, Dh) float    keys (already rotated) and values, Tk >= Tq; equal in training
+        block: int                    queries at a time; any value gives the same result to rounding
 
     Returns:
         out:   (B, Tq, H, Dh) same dtype as q
-        cache: (q, k, v, probs), with probs (B, H, Tq, Tk)
+        cache: (q, k, v, probs, block), with probs a list: of each block (B, H, rows, keys)
     """
-    (B, Tq, H, Dh), Tk = q.shape, k.shape[1]
-    qh, kh, vh = (a.swapaxes(1, 2) for a in (q, k, v))           # (B, H, T, Dh) views
-    probs = (qh * (1 / math.sqrt(Dh))) @ kh.swapaxes(2, 3)       # (B, H, Tq, Tk), scores so far
-    probs += np.triu(np.full((Tq, Tk), -np.inf, q.dtype), 1 + Tk - Tq)  # position i sees keys 0 .. i
-    probs -= probs.max(-1, keepdims=True)                        # exp cannot overflow; softmax is unchanged
-    np.exp(probs, out=probs)
-    probs /= probs.sum(-1, keepdims=True)
-    out = np.empty((B, Tq, H, Dh), q.dtype)
-    np.matmul(probs, vh, out=out.swapaxes(1, 2))
-    return out, (q, k, v, probs)
+    out, probs = np.empty_like(q), []
+    qh, kh, vh, outh = (a.swapaxes(1, 2) for a in (q, k, v, out))  # (B, H, T, Dh) views
+    scale = 1 / math.sqrt(q.shape[-1])
+    for rows, keys in _blocks(q.shape[1], k.shape[1], block):
+        p = (qh[:, :, rows] * scale) @ kh[:, :, keys].swapaxes(2, 3)  # (B, H, rows, keys), scores so far
+        n = p.shape[2]
+        p[..., -n:] += np.triu(np.full((n, n), -np.inf, q.dtype), 1)  # the last n keys are the block's own: its diagonal
+        p -= p.max(-1, keepdims=True)                            # exp cannot overflow; softmax is unchanged
+        np.exp(p, out=p)
+        p /= np.einsum("bhij->bhi", p)[..., None]
+        np.matmul(p, vh[:, :, keys], out=outh[:, :, rows])
+        probs.append(p)
+    return out, (q, k, v, probs, block)
 
 
 def attention_backward(dout, cache):
@@ -44,20 +60,22 @@ def attention_backward(dout, cache):
         dq      = dscores k / sqrt(Dh)          dk = dscores^T q / sqrt(Dh)
 
     The row sum is there because a softmax row always sums to 1: raising one score lowers every other probability.
-    It equals rowsum(dout * out), which is Dh instead of Tk terms (Dao et al. 2022, arXiv:2205.14135, Appendix B).
-    Masked positions need no mask here: their probability is 0, and so is their gradient.
+    Masked positions need no mask here: their probability is 0, and so is their gradient. Every block of queries
+    used the keys and values before it, so theirs add up.
 
     Returns:
         dq: like q;  dk: like k;  dv: like v
     """
-    q, k, v, probs = cache
-    qh, kh, vh, douth = (a.swapaxes(1, 2) for a in (q, k, v, dout))  # (B, H, T, Dh) views
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    np.matmul(probs.swapaxes(2, 3), douth, out=dv.swapaxes(1, 2))
-    dscores = douth @ vh.swapaxes(2, 3)                          # (B, H, Tq, Tk), dprobs so far
-    dscores -= np.einsum("bhij,bhij->bhi", dscores, probs)[..., None]
-    dscores *= probs
-    dscores *= 1 / math.sqrt(q.shape[-1])
-    np.matmul(dscores, kh, out=dq.swapaxes(1, 2))
-    np.matmul(dscores.swapaxes(2, 3), qh, out=dk.swapaxes(1, 2))
+    q, k, v, probs, block = cache
+    dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+    qh, kh, vh, douth, dqh, dkh, dvh = (a.swapaxes(1, 2) for a in (q, k, v, dout, dq, dk, dv))  # (B, H, T, Dh) views
+    scale = 1 / math.sqrt(q.shape[-1])
+    for (rows, keys), p in zip(_blocks(q.shape[1], k.shape[1], block), probs, strict=True):
+        dvh[:, :, keys] += p.swapaxes(2, 3) @ douth[:, :, rows]
+        ds = douth[:, :, rows] @ vh[:, :, keys].swapaxes(2, 3)   # (B, H, rows, keys), dprobs so far
+        ds -= np.einsum("bhij,bhij->bhi", ds, p)[..., None]
+        ds *= p
+        ds *= scale
+        np.matmul(ds, kh[:, :, keys], out=dqh[:, :, rows])
+        dkh[:, :, keys] += ds.swapaxes(2, 3) @ qh[:, :, rows]
     return dq, dk, dv

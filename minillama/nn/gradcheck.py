@@ -169,7 +169,7 @@ def check_everything(seed=0):
     yield "embedding", gradcheck(partial(nn.embedding_forward, tokens), nn.embedding_backward, {"weight": draw(V, 5)})
     yield "rmsnorm", gradcheck(nn.rmsnorm_forward, nn.rmsnorm_backward, {"x": draw(B, T, 5), "weight": draw(5)}, (1e-2,))
     yield "rope", gradcheck(nn.rope_forward, nn.rope_backward, {"x": draw(B, T, H, Dh)}, (cos, sin))
-    yield "attention", gradcheck(nn.attention_forward, nn.attention_backward, qkv)
+    yield "attention", gradcheck(nn.attention_forward, nn.attention_backward, qkv, (3,))
     yield "flash", gradcheck(nn.flash_attention_forward, nn.flash_attention_backward, qkv, (3,))
     yield "swiglu", gradcheck(nn.swiglu_forward, nn.swiglu_backward, {"gate": draw(B, T, 5), "up": draw(B, T, 5)})
     forward = partial(nn.cross_entropy_forward, targets=targets)
