@@ -327,13 +327,61 @@ def _gradcheck(arguments):
     return 0 if passed else 1
 
 
+def _add_bench(commands):
+    about = "how fast this machine trains, beside PyTorch, and where the time goes"
+    parser = commands.add_parser("bench", formatter_class=Formatter, help=about, description="""\
+Time one training step of the NumPy engine beside PyTorch on the same model and batch, each in a process of its own,
+taking turns (A B A B), and greedy decoding beside what the memory bandwidth allows. Takes some minutes.
+
+shapes:
+  a  dim 128, 4 layers, batch 12 x 64,  vocabulary 65
+  b  dim 288, 6 layers, batch 8 x 256,  vocabulary 4096
+  c  dim 512, 8 layers, batch 4 x 512,  vocabulary 8192
+
+--json prints {"environment", "train": [{"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio",
+"gemm_floor_ms", "sgemm_gflops", "numpy_mb", "torch_mb"}], "decode": [{"threads", "tokens_per_s", "floor_tokens_per_s",
+"huggingface_tokens_per_s", "read_gb_per_s"}]}; null where PyTorch or transformers is not installed. Memory is the peak above
+the imports. With --profile: {"profile": {SHAPE: [{"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate",
+"of_sgemm"}]}} instead.""")
+    parser.add_argument("--shapes", default="a,b,c", metavar="a,b,c", help="which of them (default all)")
+    parser.add_argument("--threads", default="1,2", metavar="1,2", help="thread counts (default 1,2)")
+    parser.add_argument("--profile", action="store_true", help="instead: every op alone, its milliseconds, share and rate")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the profile of the first shape")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(arguments):
+    from . import bench
+
+    shapes, threads = arguments.shapes.split(","), arguments.threads.split(",")
+    for shape in shapes:
+        if shape not in bench.SHAPES:
+            raise InputError(f"--shapes names {shape!r}, and there are {', '.join(bench.SHAPES)}")
+    for count in threads:
+        if not (count.isdecimal() and 1 <= int(count) <= 1024):
+            raise InputError(f"--threads holds {count!r}, and must hold whole numbers from 1 to 1024")
+    if arguments.profile or arguments.plot:
+        rows = {shape: bench.profile(shape, int(threads[0])) for shape in shapes}
+        if arguments.plot:
+            from .plot import plot_profile
+
+            plot_profile(rows[shapes[0]], arguments.plot, f"one training step, shape {shapes[0]}, {threads[0]} thread(s)")
+        texts = [f"shape {shape}, {threads[0]} thread(s)\n{bench.profile_table(table)}" for shape, table in rows.items()]
+        print(json.dumps({"profile": rows}, indent=1) if arguments.json else "\n\n".join(texts))
+        return
+    result = bench.bench(shapes, [int(count) for count in threads], progress=lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr))
+    print("\r\033[K", end="", file=sys.stderr)
+    print(json.dumps(result, indent=1) if arguments.json else bench.table(result))
+
+
 def main(argv=None):
     """Run one command. Returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
     about = "LLaMA-1 from scratch in NumPy, every gradient by hand."
     parser = Parser(prog="python -m minillama", formatter_class=Formatter, description=about)
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_generate, _add_eval, _add_tokenizer, _add_info, _add_gradcheck):
+    for add in (_add_train, _add_generate, _add_eval, _add_tokenizer, _add_info, _add_gradcheck, _add_bench):
         add(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -429,7 +429,11 @@ def profile(shape, threads=1, repeats=7):
     tables = nn.rope_tables(T, Dh)
     n, P = B * T, nn.count_params(config)
     qkv = [draw(B, T, H, Dh) for _ in range(3)]
-    linear = lambda x, w: (nn.linear_forward, nn.linear_backward, (draw(B, T, x), draw(w, x)), 2 * n * x * w, 0)  # noqa: E731
+
+    def linear(fan_in, fan_out):
+        arguments = draw(B, T, fan_in), draw(fan_out, fan_in)
+        return nn.linear_forward, nn.linear_backward, arguments, 2 * n * fan_in * fan_out, 0
+
     # op: calls in a step, forward, backward, arguments, FLOPs and bytes of one forward (backward: twice both)
     ops = {
         "linear D x D (q, k, v, o)": (4 * L, *linear(D, D)),

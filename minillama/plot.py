@@ -1,4 +1,4 @@
-"""loss.png: what a run learned, beside what there was to learn."""
+"""Pictures: what a run learned beside what there was to learn (loss.png), and what a training step is made of."""
 import math
 import os
 
@@ -42,6 +42,31 @@ def plot_loss(records, path, title, vocab_size):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
+    _save(figure, path)
+
+
+def plot_profile(rows, path, title):
+    """Draw what `bench.profile` measured: a bar per op, forward and backward, the longest on top."""
+    rows = sorted(rows, key=lambda row: row["forward_ms"] + row["backward_ms"])
+    figure = Figure(figsize=(8, 0.36 * len(rows) + 1.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    forward, backward = [row["forward_ms"] for row in rows], [row["backward_ms"] for row in rows]
+    names = [row["op"] for row in rows]
+    axes.barh(names, forward, color=TRAIN, label="forward")
+    axes.barh(names, backward, left=forward, color=VAL, label="backward")
+    for y, row in enumerate(rows):
+        rate = f"{row['rate']:.0f} GB/s" if row["of_sgemm"] is None else f"{row['of_sgemm']:.0%} of sgemm"
+        axes.annotate(f" {row['share']:.1%}, {rate}", (forward[y] + backward[y], y), va="center", fontsize=8, color=INK)
+    axes.set_xlim(right=1.25 * max(map(sum, zip(forward, backward))))
+    axes.set_xlabel("milliseconds of all calls in one step")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure, path):
     temporary = f"{path}.tmp"
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)
