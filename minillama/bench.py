@@ -377,7 +377,8 @@ def table(result):
                   f"{'floor ms':>9} {'x floor':>8} {'numpy MB':>9} {'torch MB':>9}"]  # fmt: skip
         for row in result["train"]:
             lines.append(f"{row['shape']:<6} {row['threads']:>7} {row['numpy_ms']:9.1f} {_cell(row['torch_ms'], '9.1f'):>9} "
-                         f"{_cell(row['ratio'], '6.2f'):>6} {_cell(row['compile_ms'], '11.1f'):>11} {_cell(row['compile_ratio'], '6.2f'):>6} "
+                         f"{_cell(row['ratio'], '6.2f'):>6} {_cell(row['compile_ms'], '11.1f'):>11} "
+                         f"{_cell(row['compile_ratio'], '6.2f'):>6} "
                          f"{row['gemm_floor_ms']:9.1f} {row['numpy_ms'] / row['gemm_floor_ms']:8.2f} {row['numpy_mb']:9.0f} "
                          f"{_cell(row['torch_mb'], '9.0f'):>9}")  # fmt: skip
     if result["decode"]:

@@ -89,6 +89,7 @@ class TrainConfig:
     eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation during training; the last one uses all", low=1)
     save_every: int = _field(500, "steps between checkpoints", low=1)
     keep: int = _field(2, "checkpoints kept: the newest", low=1)
+    embedding_std: float = _field(0.02, "standard deviation of the fresh embedding (all other matrices: 0.02)", above=0.0)
     seed: int = _field(1337, "seed of the weights, the batches and the built-in text", low=0, high=2**63 - 1)
 
     def __post_init__(self):
@@ -121,7 +122,7 @@ PRESETS = {
     "nano": Preset(
         "minutes on a laptop: the default",
         dict(dim=128, n_layers=4, n_heads=4, vocab_size=512, multiple_of=8, max_seq_len=256),
-        dict(steps=1000, batch_size=16, seq_len=128, lr=3e-3, warmup_steps=100, eval_every=100, save_every=250),
+        dict(steps=2400, batch_size=8, seq_len=128, lr=2e-3, warmup_steps=100, embedding_std=0.5, eval_every=200, save_every=400),
     ),
     "micro": Preset(
         "an hour or two on a laptop",

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from .config import TrainConfig
 from .errors import InputError
 from .machine import default_threads
 from .nn import IGNORE, cross_entropy_backward, cross_entropy_forward, init_params, model_backward, model_forward, param_shapes
@@ -87,11 +88,15 @@ class NumpyEngine:
     name = "numpy"
 
     def __init__(self, model_config, train_config=None, params=None, threads=None):
+        """Without train_config the engine only infers; without params it starts from fresh ones."""
         self.config, self.recipe = model_config, train_config
         self.threads = threads or default_threads()
         shapes = param_shapes(model_config)
         self._params = Arena(shapes)
-        self._params.fill(init_params(model_config, train_config.seed if train_config else 0) if params is None else params)
+        if params is None:
+            recipe = train_config or TrainConfig()
+            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std)
+        self._params.fill(params)
         self.params = self._params.views
         self.step = 0
         if train_config:

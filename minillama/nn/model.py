@@ -36,12 +36,16 @@ def count_params(config):
     return sum(math.prod(shape) for shape in param_shapes(config).values())
 
 
-def init_params(config, seed=0, dtype=np.float32):
+def init_params(config, seed=0, dtype=np.float32, embedding_std=0.02):
     """Fresh parameters: norm gains 1, matrices normal with standard deviation 0.02.
 
     `wo` and `w2` write into the residual stream, 2 L times in all, and start smaller by 1/sqrt(2 L) so that the stream's
     variance does not grow with depth (Radford et al. 2019, GPT-2, §2.3). Drawn in float32 whatever the dtype, so that
     one seed means one model.
+
+    Args:
+        embedding_std: float    of `tok_embeddings`. The stream starts as the embedding and every block adds to it; where few
+                                tokens are seen, a larger one lets the first layers read which token is which from the start
 
     Returns:
         params: dict name -> array, keys and shapes of param_shapes(config)
@@ -52,7 +56,9 @@ def init_params(config, seed=0, dtype=np.float32):
         if len(shape) == 1:
             params[name] = np.ones(shape, dtype)
             continue
-        std = 0.02 / math.sqrt(2 * config.n_layers) if name.endswith((".wo", ".w2")) else 0.02
+        std = embedding_std if name == "tok_embeddings" else 0.02
+        if name.endswith((".wo", ".w2")):
+            std /= math.sqrt(2 * config.n_layers)
         params[name] = (rng.standard_normal(shape, np.float32) * np.float32(std)).astype(dtype, copy=False)
     return params
 
