@@ -27,9 +27,9 @@ class Score(NamedTuple):
     epochs: float | None
 
 
-def _batches(stream, seq_len, bos_id, batch_size):
-    """Validation rows, padded to the longest of their batch: (tokens, targets), both (B, T) int64."""
-    rows = validation_rows(stream, seq_len, bos_id)
+def _batches(stream, seq_len, bos_id, batch_size, every):
+    """Every n-th validation row, padded to the longest of their batch: (tokens, targets), both (B, T) int64."""
+    rows = itertools.islice(validation_rows(stream, seq_len, bos_id), 0, None, every)
     while batch := list(itertools.islice(rows, batch_size)):
         longest = max(end - start for start, end in batch) - 1
         tokens = np.zeros((len(batch), longest), np.int64)
@@ -40,26 +40,24 @@ def _batches(stream, seq_len, bos_id, batch_size):
         yield tokens, targets
 
 
-def mean_loss(engine, stream, seq_len, bos_id, batch_size=16, limit=math.inf, progress=lambda tokens: None):
-    """Mean loss over a token stream, every token scored once, each row starting with a document.
+def mean_loss(engine, stream, seq_len, bos_id, batch_size=16, every=1, progress=lambda tokens: None):
+    """Mean loss over a token stream, every token scored once; rows start with a document, or where a long one was cut.
 
     Args:
         engine:   Engine
         stream:   (n,) uint16     `<s> document </s> ...`
-        limit:    int             stop after about this many scored tokens
+        every:    int             score every n-th row only: a sample spread over all of the stream
         progress: (int) -> None   called with the tokens done
 
     Returns:
         loss: float, nats/token
     """
     nats, scored = 0.0, 0
-    for tokens, targets in _batches(stream, seq_len, bos_id, batch_size):
+    for tokens, targets in _batches(stream, seq_len, bos_id, batch_size, every):
         batch_nats, count = engine.loss(tokens, targets)
         nats += batch_nats
         scored += count
         progress(count)
-        if scored >= limit:
-            break
     return nats / max(scored, 1)
 
 
@@ -68,6 +66,7 @@ def evaluate(engine, shards, seq_len, bos_id, batch_size=16, limit=math.inf, epo
 
     Args:
         shards: list of Shard
+        limit:  int                   score about this many tokens of each source, spread over all it has
         epochs: dict name -> float    how often each source was trained on, if it was
 
     Returns:
@@ -76,7 +75,8 @@ def evaluate(engine, shards, seq_len, bos_id, batch_size=16, limit=math.inf, epo
     scores = {}
     for shard in shards:
         part = shard.val
-        loss = mean_loss(engine, part.stream, seq_len, bos_id, batch_size, limit, progress)
+        every = max(1, math.ceil(part.scored / limit))
+        loss = mean_loss(engine, part.stream, seq_len, bos_id, batch_size, every, progress)
         bits_per_byte = loss / math.log(2) * part.scored / part.bytes
         scores[shard.name] = Score(loss, bits_per_byte, part.floor, shard.share, (epochs or {}).get(shard.name))
     return scores

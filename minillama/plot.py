@@ -4,6 +4,7 @@ import os
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 INK, TRAIN, VAL, FLOOR = "#333333", "#9db7d5", "#c8452f", "#2a7f4f"
 
@@ -38,9 +39,14 @@ def plot_loss(records, path, title, vocab_size):
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.set_ylim(bottom=0)
+    loss.set_yscale("log")                                       # the last tenths of a nat are where the learning is
+    low, high = loss.get_ylim()
+    loss.set_yticks([tick for tick in (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10, 15) if low <= tick <= high])
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(NullFormatter())
     for axes in (loss, rate):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
     _save(figure, path)
 

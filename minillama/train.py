@@ -249,7 +249,7 @@ def train_step(engine, mixture, recipe):
 
 
 def validate(engine, mixture, recipe, limit):
-    """Score the held-out text, at most `limit` tokens of each source: what `summary` gives."""
+    """Score the held-out text, about `limit` tokens of each source: what `summary` gives."""
     epochs = mixture.epochs(engine.step * recipe.batch_size * recipe.accumulate * recipe.seq_len)
     scores = evaluate(engine, mixture.shards, recipe.seq_len, mixture.bos_id, recipe.batch_size, limit, epochs)
     return summary(mixture.shards, scores)

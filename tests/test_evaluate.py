@@ -48,10 +48,11 @@ def test_documents_share_a_row(engine):
     assert mean_loss(engine, STREAM[:20], 12, BOS, 2) == pytest.approx(expected, rel=1e-5)
 
 
-def test_limit(engine):
-    seen = []
-    mean_loss(engine, STREAM, 8, BOS, 1, limit=9, progress=seen.append)
-    assert sum(seen) == 10                                       # the first row that reaches the limit is the last
+def test_a_limit_scores_rows_spread_over_the_whole_stream(engine):
+    """34 tokens in 6 rows of 8, 2, 7, 8, 8 and 1; a third of them is every third row: the first and the fourth."""
+    rows = [DOCUMENTS[0], DOCUMENTS[3][:9]]
+    expected = sum(nats(engine, row) for row in rows) / 16
+    assert evaluate(engine, [shard("a", 1.0, None, 34, 50)], 8, BOS, 2, limit=34 / 3)["a"].loss == pytest.approx(expected, rel=1e-5)
 
 
 def shard(name, share, loss_floor, tokens, size):
