@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from minillama.__main__ import main
 
 SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--batch-size", "3", "--accumulate", "2", "--steps", "12",
-         "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5",
+         "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5", "--embedding-std", "0.02",
          "--vocab-size", "290", "--threads", "2"]  # fmt: skip
 
 
