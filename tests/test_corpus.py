@@ -49,7 +49,7 @@ def encode(tokenizer, docs):
     return [np.array([1, *ids, 2]) for ids in tokenizer.encode([d.text for d in docs])]
 
 
-def test_shares_are_the_study_notes():
+def test_shares():
     assert SHARES == {"stories": 0.35, "facts": 0.40, "sums": 0.25} and SHARES.keys() == SOURCES.keys() == RECALL_SHARE.keys()
     assert sum(SHARES.values()) == pytest.approx(1)
 

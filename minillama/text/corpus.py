@@ -14,8 +14,8 @@ also find out which source it reads pays exactly −log2(share) bits more for ea
 `recall_bits` is what memory saves: what a reader who knows the grammar, but forgets what it has read, would pay on top.
 As a share of bits + recall_bits it is RECALL_SHARE: who is there and has what, which town is which, the carried digit and the sum.
 
-SHARES are the three rows of our study note; the paper mixes seven sources [LLaMA §2.1, table 1], CommonCrawl at 67.0 % to
-StackExchange at 2.0 %. Lesson: lessons/00_baselines.ipynb.
+SHARES are a small stand-in for the paper's mix of seven sources, CommonCrawl at 67.0 % to StackExchange at 2.0 % [LLaMA §2.1,
+table 1]. Lesson: lessons/00_baselines.ipynb.
 """
 
 import math
