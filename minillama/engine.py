@@ -3,6 +3,7 @@
 `Engine` is the protocol. Every back end starts from the same parameters, sees the same batches and gives the same losses to
 rounding, so that a checkpoint can move between them in the middle of a run.
 """
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -80,17 +81,20 @@ class Arena:
 class NumpyEngine:
     """The reference in NumPy.
 
-    threads: a batch is split by rows into this many parts, worked on by as many Python threads with one BLAS thread each
-    (NumPy releases the interpreter lock inside its loops). Elementwise work runs in parallel too, which BLAS threads alone
-    would leave to one core. The split fixes the order of every sum: the same `threads` gives the same bits.
+    threads: processor threads to use.
+    split:   a batch is cut by rows into this many parts, worked on by as many Python threads (NumPy releases the interpreter
+             lock inside its loops) with threads // split BLAS threads each. With split = threads, the default, elementwise
+             work runs in parallel too, which BLAS threads alone would leave to one core; with split = 1 the matrix products
+             are larger. Both fix the order of every sum: the same pair gives the same bits.
     """
 
     name = "numpy"
 
-    def __init__(self, model_config, train_config=None, params=None, threads=None):
+    def __init__(self, model_config, train_config=None, params=None, threads=None, split=None):
         """Without train_config the engine only infers; without params it starts from fresh ones."""
         self.config, self.recipe = model_config, train_config
-        self.threads = threads or default_threads()
+        threads = threads or default_threads()
+        self.split = split or threads
         shapes = param_shapes(model_config)
         self._params = Arena(shapes)
         if params is None:
@@ -101,12 +105,12 @@ class NumpyEngine:
         self.step = 0
         if train_config:
             self._grads, self._m, self._v = Arena(shapes), Arena(shapes), Arena(shapes)
-        self._pool = ThreadPoolExecutor(self.threads)
-        self._blas = threadpool_limits(1, user_api="blas")
+        self._pool = ThreadPoolExecutor(self.split)
+        self._blas = threadpool_limits(threads // self.split, user_api="blas")
 
     def _parts(self, tokens, targets):
-        """Split a batch by rows, one part per thread."""
-        n = min(self.threads, len(tokens))
+        """Cut a batch by rows."""
+        n = min(self.split, len(tokens))
         return list(zip(np.array_split(tokens, n), np.array_split(targets, n)))
 
     @np.errstate(over="ignore", invalid="ignore")                # train_step looks at what comes out, and says more
@@ -123,7 +127,7 @@ class NumpyEngine:
         grads, loss = self._grads.views, 0.0
         self._grads.flat.fill(0)
         for tokens, targets in batches:
-            for part_loss, part_grads in self._pool.map(self._gradient, self._parts(tokens, targets), [total] * self.threads):
+            for part_loss, part_grads in self._pool.map(self._gradient, self._parts(tokens, targets), [total] * self.split):
                 loss += part_loss
                 for name, grad in part_grads.items():
                     grads[name] += grad
@@ -175,7 +179,7 @@ class NumpyEngine:
 ENGINES = ("auto", "numpy")
 
 
-def make_engine(name, model_config, train_config=None, params=None, threads=None):
+def make_engine(name, model_config, train_config=None, params=None, threads=None, split=None):
     """Build the engine of that name; `auto` is the fastest one this machine has.
 
     Raises:
@@ -183,4 +187,21 @@ def make_engine(name, model_config, train_config=None, params=None, threads=None
     """
     if name not in ENGINES:
         raise InputError(f"engine {name!r} does not exist: choose one of {', '.join(ENGINES)}")
-    return NumpyEngine(model_config, train_config, params, threads)
+    return NumpyEngine(model_config, train_config, params, threads, split)
+
+
+def faster_split(model_config, train_config, threads, batch, repeats=3):
+    """Measure one part per thread against one part in all: (the faster `split`, {split: seconds of a step}).
+
+    On throw-away engines: the run that follows starts from untouched parameters.
+    """
+    seconds = {}
+    for split in {threads, 1}:
+        engine = NumpyEngine(model_config, train_config, threads=threads, split=split)
+        times = []
+        for _ in range(1 + repeats):                             # the first one warms up
+            started = time.perf_counter()
+            engine.train_step([batch], 0.0)
+            times.append(time.perf_counter() - started)
+        seconds[split] = min(times[1:])
+    return min(seconds, key=seconds.get), seconds

@@ -21,7 +21,7 @@ from .errors import InputError
 
 MODEL_KEYS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name != "vocab_size")
 TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig))
-TOP_KEYS = ("preset", "data", "vocab_size", "threads", "model", "train")
+TOP_KEYS = ("preset", "data", "vocab_size", "threads", "split", "model", "train")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class RunConfig:
 
     data:       tuple of str          FILE[=WEIGHT]; empty for the built-in corpus
     vocab_size: int | "chars" | None  asked for; None takes the preset's, or the most the text supports
-    threads:    int                   of the NumPy engine; part of the configuration because it fixes the order of every sum
+    threads:    int                   of the NumPy engine, and
+    split:      int | None            the parts it cuts a batch into (None: as many as threads, or what is faster where threads was
+                                      not asked for). Both are configuration because they fix the order of every sum
     model:      dict                  of ModelConfig; vocab_size is added once the tokenizer is there
     """
 
@@ -40,6 +42,7 @@ class RunConfig:
     model: dict
     data: tuple = ()
     vocab_size: int | str | None = None
+    split: int | None = None
     path: Path | None = field(default=None, compare=False)
 
     @property
@@ -99,12 +102,15 @@ def resolve(file, flags, threads):
     threads = top.get("threads", threads)
     if not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise InputError(f"threads is {threads!r}, and must be a whole number from 1 to 1024")
-    return RunConfig(name, threads, train, model, tuple(top.get("data", ())), vocab_size)
+    split = top.get("split", threads if "threads" in top else None)
+    if split is not None and not (isinstance(split, int) and 1 <= split <= threads):
+        raise InputError(f"split is {split!r}, and must be a whole number from 1 to threads, {threads}")
+    return RunConfig(name, threads, train, model, tuple(top.get("data", ())), vocab_size, split)
 
 
 def to_toml(config):
     """The text of config.toml."""
-    settings = {"preset": config.preset, "data": list(config.data), "threads": config.threads}
+    settings = {"preset": config.preset, "data": list(config.data), "threads": config.threads, "split": config.split}
     if config.vocab_size is not None:
         settings["vocab_size"] = config.vocab_size
     return tomli_w.dumps(settings | {"model": config.model, "train": dataclasses.asdict(config.train)})
@@ -137,7 +143,7 @@ def read_config(path):
     if not holds_run(path):
         raise InputError(f"{path} holds no run: it has no config.toml")
     settings = read_toml(path / "config.toml")
-    for key in ("preset", "threads", "model", "train"):
+    for key in ("preset", "threads", "split", "model", "train"):
         if key not in settings:
             raise InputError(f"{path / 'config.toml'} has no {key}: it is not the configuration of a run")
     return dataclasses.replace(resolve(settings, {}, settings["threads"]), path=path)

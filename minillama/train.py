@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import checkpoint, run
 from .config import ModelConfig
-from .engine import make_engine
+from .engine import faster_split, make_engine
 from .errors import InputError
 from .evaluate import evaluate, mix_floor, summary, table
 from .generate import generate
@@ -169,9 +169,22 @@ def open_run(out, config, resume):
     tokenizer = train_tokenizer(sources, config.vocab_size, config.train.val_fraction, config.model["vocab_size"])
     config = dataclasses.replace(config, model=dataclasses.asdict(ModelConfig(**config.model | {"vocab_size": tokenizer.vocab_size})))
     shards = prepare_data(config, tokenizer, sources, cache)
-    Mixture(shards, config.train.seq_len, config.train.seed, tokenizer.bos_id)  # refuses a text that is too short, before anything is made
+    mixture = Mixture(shards, config.train.seq_len, config.train.seed, tokenizer.bos_id)  # refuses a text that is too short
+    if config.split is None:
+        config = dataclasses.replace(config, split=_faster_split(config, mixture))
     run.create(out, config, tokenizer)
     return config, tokenizer, shards
+
+
+def _faster_split(config, mixture):
+    """Let the first batch decide how the threads share the work, and say so."""
+    if config.threads == 1:
+        return 1
+    batch = mixture.batch(1, config.train.batch_size)
+    split, seconds = faster_split(config.model_config, config.train, config.threads, batch)
+    measured = ", ".join(f"{parts} x {config.threads // parts} threads {1e3 * time:.0f} ms" for parts, time in sorted(seconds.items()))
+    print(f"a batch in {split} part(s): {measured} a step (--threads {config.threads} would fix it at {config.threads} parts)")
+    return split
 
 
 def _check_writable(folder):
@@ -199,7 +212,7 @@ def train(out, config, resume=False, engine_name="auto"):
     config, tokenizer, shards = open_run(out, config, resume)
     model, recipe = config.model_config, config.train
     mixture = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id)
-    engine = make_engine(engine_name, model, recipe, threads=config.threads)
+    engine = make_engine(engine_name, model, recipe, threads=config.threads, split=config.split)
     checkpoints = checkpoint.whole(out / "checkpoints")
     if checkpoints:
         engine.load_state(checkpoint.load(checkpoints[-1], model))
@@ -264,7 +277,7 @@ def _introduce(out, config, engine, tokenizer, shards):
     """What is about to be trained, on what, and which loss to expect."""
     model = config.model_config
     print(f"{out}: {config.preset}, {count_params(model):,} parameters, dim {model.dim}, {model.n_layers} layers, {model.n_heads} heads, "
-          f"context {model.max_seq_len}; {engine.name}, {config.threads} threads")  # fmt: skip
+          f"context {model.max_seq_len}; {engine.name}, {config.threads} threads, batches in {config.split} parts")  # fmt: skip
     for shard in shards:
         print(f"  {shard.name:<12} {100 * shard.share:5.1f}% of the batches, {len(shard.train.stream):>11,} training tokens, "
               f"{shard.val.scored:>9,} held out, {shard.val.bytes / shard.val.scored:.2f} bytes/token")  # fmt: skip

@@ -8,7 +8,7 @@ from tolerances import ACCUMULATION_FLOAT32
 
 from kernels import reference
 from minillama.config import ModelConfig, TrainConfig, preset
-from minillama.engine import Arena, Diverged, NumpyEngine, make_engine
+from minillama.engine import Arena, Diverged, NumpyEngine, faster_split, make_engine
 from minillama.errors import InputError
 from minillama.nn import IGNORE, init_params, param_shapes
 
@@ -43,6 +43,22 @@ def test_threads_change_rounding_only(threads, tiny):
     assert several.train_step([whole], 1e-2).loss == pytest.approx(single.train_step([whole], 1e-2).loss, abs=1e-6)
     assert several.loss(*whole)[0] == pytest.approx(single.loss(*whole)[0], rel=1e-5)
     assert several.loss(*whole)[1] == (whole[1] != IGNORE).sum()
+
+
+def test_split_changes_rounding_only(tiny):
+    whole = batch(tiny, 5, 9)
+    results = [NumpyEngine(tiny, RECIPE, threads=2, split=split).train_step([whole], 1e-2).loss for split in (1, 2)]
+    assert results[0] == pytest.approx(results[1], abs=1e-6)
+
+
+def test_faster_split_is_the_faster_one(tiny, monkeypatch):
+    from minillama import engine as module
+
+    clock = iter(np.cumsum([0, 9, 0, 2, 0, 3, 0, 2.5] + [0, 9, 0, 1, 0, 5, 0, 5]))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    best, seconds = faster_split(tiny, RECIPE, 2, batch(tiny, 4, 5))
+    assert best == 2 if seconds[2] < seconds[1] else best == 1
+    assert sorted(seconds.values()) == [1.0, 2.0]
 
 
 def test_same_threads_same_bits(tiny):

@@ -91,6 +91,20 @@ def test_same_seed_same_bits_and_another_seed_another_run(finished, text, tmp_pa
     assert metrics(tmp_path / "b") != metrics(finished)
 
 
+def test_the_split_is_measured_where_no_threads_were_asked_for_and_kept(text, tmp_path, capsys):
+    """Measured or not, a run is the same bits as one with that split, and its config.toml says which."""
+    import tomllib
+
+    settings = SMALL[:-2]
+    assert run(tmp_path / "a", *settings, text=text) == 0
+    assert "a batch in" in capsys.readouterr().out
+    config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
+    assert config["split"] in (1, config["threads"])
+    assert main(["train", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
+    assert "a batch in" not in capsys.readouterr().out
+    same_run(tmp_path / "a", tmp_path / "b")
+
+
 def test_config_toml_repeats_the_run(finished, tmp_path):
     assert main(["train", "--config", str(finished / "config.toml"), "--out", str(tmp_path / "a")]) == 0
     same_run(finished, tmp_path / "a")
