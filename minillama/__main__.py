@@ -109,13 +109,13 @@ def _train(arguments):
     return train(out, config, arguments.resume, arguments.engine)
 
 
-def _open(path, threads=None):
-    """An engine for a trained run: (RunConfig, Tokenizer, Engine, step)."""
+def _open(path, threads=None, split=None):
+    """An engine for a trained run: (RunConfig, Tokenizer, Engine, step). split=1 gives all threads to every single token."""
     from .engine import make_engine
     from .run import load
 
     config, tokenizer, params, step = load(path)
-    return config, tokenizer, make_engine("auto", config.model_config, params=params, threads=threads), step
+    return config, tokenizer, make_engine("auto", config.model_config, params=params, threads=threads, split=split), step
 
 
 def _add_generate(commands):
@@ -145,7 +145,7 @@ def _generate(arguments):
     if arguments.max_new_tokens < 1 or arguments.seed < 0:
         name, value, least = ("-n", arguments.max_new_tokens, 1) if arguments.max_new_tokens < 1 else ("--seed", arguments.seed, 0)
         raise InputError(f"{name} is {value}, and must be at least {least}")
-    _, tokenizer, engine, _ = _open(arguments.run)
+    _, tokenizer, engine, _ = _open(arguments.run, split=1)
     prompt = tokenizer.encode(arguments.prompt, bos=True)
     ids = generate(engine, prompt, arguments.max_new_tokens, tokenizer.eos_id, arguments.seed,
                    arguments.temperature, arguments.top_k, arguments.top_p)  # fmt: skip

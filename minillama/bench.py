@@ -131,7 +131,7 @@ def _numpy_decode(shape, threads):
     from .generate import generate
 
     base = _memory_mb()
-    engine = NumpyEngine(ModelConfig(**DECODE), threads=threads)
+    engine = NumpyEngine(ModelConfig(**DECODE), threads=threads, split=1)
     rng = np.random.default_rng(0)
     prompt = [int(rng.integers(3, 1000))]
     return lambda: sum(1 for _ in generate(engine, prompt, DECODE_TOKENS, eos_id=-1, temperature=0)), base

@@ -12,6 +12,7 @@ from .nn import count_params
 
 A100_FLOPS = 312e12  # bfloat16, dense, one A100-80GB
 ASSUMED_MFU = 0.5    # of it that a well-made training reaches
+PROGRAM = 80e6       # bytes: Python with NumPy, SentencePiece and matplotlib
 
 
 def flops_per_token(config, seq_len):
@@ -21,17 +22,19 @@ def flops_per_token(config, seq_len):
 
 
 def train_memory(config, batch_size, seq_len):
-    """Bytes the NumPy engine needs to train in float32: dict of parts.
+    """Bytes a run of the NumPy engine uses to train in float32: dict of parts, within 20 % of what the system then counts.
 
     Per token and layer the caches hold 8 D (both norms' inputs and outputs, q, k, v, attention's output), the 4 F of SwiGLU
     (gate, up, sigmoid, product) and one row of H probabilities per position; then V probabilities of the loss.
-    Three arrays of V (logits, probabilities, their gradient) are alive at the peak.
+    Three arrays of V (logits, probabilities, their gradient) are alive at the peak. Gradients are held twice: summed, and
+    of the part at work.
     """
     parameters = 4 * count_params(config)
     tokens = batch_size * seq_len
     layer = 8 * config.dim + 4 * config.hidden_dim + config.n_heads * seq_len
     activations = 4 * tokens * (config.n_layers * layer + 3 * config.vocab_size + 4 * config.dim)
-    parts = {"parameters": parameters, "gradients": 2 * parameters, "moments": 2 * parameters, "activations": activations}
+    parts = {"program": PROGRAM, "parameters": parameters, "gradients": 2 * parameters, "moments": 2 * parameters}
+    parts["activations"] = activations
     return parts | {"total": sum(parts.values())}
 
 

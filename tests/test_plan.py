@@ -1,0 +1,48 @@
+"""What `info` foretells: the paper's figures, and the memory that a run then uses."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minillama.config import ModelConfig, TrainConfig, preset
+from minillama.plan import flops_per_token, plan, train_memory
+
+PEAK = """
+import resource, sys
+from minillama.__main__ import main
+assert main(["train", "--data", *sys.argv[1:]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.parametrize(("name", "mfu"), [("7B", 0.43), ("13B", 0.51), ("33B", 0.46), ("65B", 0.48)])
+def test_the_papers_gpu_hours(name, mfu):
+    """With 6 N D, as is usual, table 15 implies these utilisations; ours counts attention too and the embedding not."""
+    config, recipe = ModelConfig(**preset(name).model), TrainConfig(**preset(name).train)
+    figures = plan(config, recipe, name)
+    by_6nd = 6 * figures["parameters"] * figures["train_tokens"] / (312e12 * 3600 * figures["gpu_hours_paper"])
+    assert by_6nd == pytest.approx(mfu, abs=0.01)
+    assert figures["mfu_paper"] == pytest.approx(mfu, abs=0.03)
+
+
+def test_flops_by_hand():
+    """dim 4, one layer, hidden 10, vocabulary 10: q k v o, then gate, down, up, then the head, and three norms' gains."""
+    config = ModelConfig(dim=4, n_layers=1, n_heads=1, vocab_size=10, multiple_of=2)
+    assert config.hidden_dim == 10
+    entries = 4 * 16 + 3 * 40 + 40 + 3 * 4
+    assert flops_per_token(config, 7) == 3 * (2 * entries + 2 * 7 * 4)
+
+
+@pytest.mark.parametrize("batch_size", [8, 64])
+def test_memory_within_a_fifth_of_what_a_run_uses(batch_size, tmp_path):
+    (tmp_path / "a.txt").write_text("Ann has a red kite and Tom has 12 blue drums, so they play by the river. " * 400)
+    arguments = ["--vocab-size", "290", "--steps", "3", "--batch-size", str(batch_size), "--threads", "2", "--out", str(tmp_path / "r")]
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "a.txt"), *arguments], capture_output=True, text=True, check=True)
+    used = int(done.stdout.splitlines()[-1])
+    config = ModelConfig(**preset("nano").model | {"vocab_size": 290})
+    assert train_memory(config, batch_size, 128)["total"] == pytest.approx(used, rel=0.2)
+
+
+def test_figures_are_json():
+    json.dumps(plan(ModelConfig(**preset("nano").model), TrainConfig(**preset("nano").train), "nano"), allow_nan=False)
