@@ -1,5 +1,6 @@
 """Sources, shards and the mixture: what is held out stays out, shares are by token, a batch is a function of (seed, step)."""
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -111,6 +112,19 @@ def test_cache_is_keyed_by_content(tmp_path, tokenizer):
     load(Tokenizer.train([prose(2000)], 290))
     assert len(list(cache.iterdir())) == 3
     assert not list(cache.glob("*.tmp"))
+
+
+def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text(prose(500))
+    source, cache = parse_data([str(tmp_path / "a.txt")])[0], tmp_path / "cache"
+    load_shard(source, 1.0, tokenizer, cache, 0.1)
+    (folder,) = cache.iterdir()
+    young, old = (folder.with_name(f"{folder.name}.{pid}.tmp") for pid in (11, 12))
+    folder.rename(young)
+    old.mkdir()
+    os.utime(old, (0, 0))
+    load_shard(source, 1.0, tokenizer, cache, 0.1)
+    assert sorted(cache.iterdir()) == sorted([folder, young])
 
 
 def test_nothing_is_left_of_a_failed_tokenisation(tmp_path, tokenizer):

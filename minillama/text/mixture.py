@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ..errors import InputError
 from ..nn import IGNORE
 
 BATCH_CHARACTERS = 1 << 20  # text tokenised at a time
+LEFTOVER_AGE = 24 * 3600  # seconds: no tokenisation takes a day
 
 
 class Part(NamedTuple):
@@ -106,6 +108,13 @@ def _open_part(folder, part, count):
     return Part(stream, scored, count["bytes"], count["documents"], floor)
 
 
+def _remove_leftovers(folder):
+    """Delete what a killed process left of this source. A young folder may still be another one's work."""
+    for path in folder.parent.glob(f"{folder.name}.*.tmp"):
+        if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lambda size: None):
     """Tokenise a source, or find it already tokenised: the key is the content of the text and of the tokenizer.
 
@@ -123,16 +132,15 @@ def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lamb
     key = hashlib.sha256(f"1 {source.fingerprint()} {tokenizer.fingerprint} {val_fraction}".encode()).hexdigest()[:16]
     folder = Path(cache) / f"{source.name.replace('/', '_')[-40:]}-{key}"
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f"{folder.name}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
+        _remove_leftovers(folder)
         making = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        making.mkdir()
+        making.mkdir(parents=True)
         try:
             pieces = source.whole() if val_fraction is None else source.pieces(val_fraction)
             counts = _write_part_files(making, pieces, tokenizer, progress)
             (making / "meta.json").write_text(json.dumps(counts, indent=1))
-            os.replace(making, folder)
+            if not folder.exists():                              # another process may have been faster: its work is the same
+                os.replace(making, folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
     counts = json.loads((folder / "meta.json").read_text())
