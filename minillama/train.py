@@ -76,8 +76,7 @@ def train_tokenizer(sources, vocab_size, val_fraction, preset_vocab_size):
 
 def prepare_data(config, tokenizer, sources, cache):
     """Tokenise every source, or find it in the cache: list of Shard."""
-    total = sum(getattr(source, "size", 0) for source in sources)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tokenising", leave=False, disable=None) as bar:
+    with tqdm(total=sum(source.size for source in sources), unit="B", unit_scale=True, desc="tokenising", leave=False, disable=None) as bar:
         return [
             load_shard(source, share, tokenizer, cache, config.train.val_fraction, bar.update)
             for source, share in zip(sources, shares(sources))

@@ -48,26 +48,27 @@ def test_the_future_changes_nothing_in_the_model(tiny, rng):
     assert np.abs(before[:, 8:] - after[:, 8:]).max() > 1e-4
 
 
-@pytest.mark.parametrize("block", [1, 3, 4])
-def test_attention_blocks_change_rounding_only(block, rng):
+@pytest.mark.parametrize("size", [1, 3, 4, 64])
+@pytest.mark.parametrize(("forward", "backward"), [
+    (nn.attention_forward, nn.attention_backward),
+    (nn.flash_attention_forward, nn.flash_attention_backward),
+], ids=["attention", "flash"])  # fmt: skip
+def test_blocks_and_tiles_change_rounding_only(forward, backward, size, rng):
     q, k, v, dout = rng.standard_normal((4, 2, 13, 3, 4)) * 3
     plain, cache = nn.attention_forward(q, k, v)
-    blocked, blocked_cache = nn.attention_forward(q, k, v, block)
-    assert np.abs(plain - blocked).max() <= TILES
-    for name, a, b in zip("qkv", nn.attention_backward(dout, cache), nn.attention_backward(dout, blocked_cache)):
+    cut, cut_cache = forward(q, k, v, size)
+    assert np.abs(plain - cut).max() <= TILES
+    for name, a, b in zip("qkv", nn.attention_backward(dout, cache), backward(dout, cut_cache)):
         assert np.abs(a - b).max() <= TILES, f"d{name}"
-    last, _ = nn.attention_forward(q[:, 8:], k, v, block)        # the queries are the last 5 of 13 positions
-    assert np.abs(last - plain[:, 8:]).max() <= TILES
 
 
-@pytest.mark.parametrize("tile", [1, 3, 4, 64])
-def test_flash_equals_attention(tile, rng):
-    q, k, v, dout = rng.standard_normal((4, 2, 13, 3, 4)) * 3
-    plain, cache = nn.attention_forward(q, k, v)
-    tiled, tiled_cache = nn.flash_attention_forward(q, k, v, tile)
-    assert np.abs(plain - tiled).max() <= TILES
-    for name, a, b in zip("qkv", nn.attention_backward(dout, cache), nn.flash_attention_backward(dout, tiled_cache)):
-        assert np.abs(a - b).max() <= TILES, f"d{name}"
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_queries_may_be_the_last_positions(block, rng):
+    """Cached decoding: the last 5 queries of 13 positions see what they see among all 13."""
+    q, k, v = rng.standard_normal((3, 2, 13, 3, 4))
+    whole, _ = nn.attention_forward(q, k, v)
+    last, _ = nn.attention_forward(q[:, 8:], k, v, block)
+    assert np.abs(last - whole[:, 8:]).max() <= TILES
 
 
 @pytest.mark.parametrize("forward", [nn.attention_forward, nn.flash_attention_forward], ids=["attention", "flash"])

@@ -42,7 +42,8 @@ def attention_forward(q, k, v, block=64):
     for rows, keys in _blocks(q.shape[1], k.shape[1], block):
         p = (qh[:, :, rows] * scale) @ kh[:, :, keys].swapaxes(2, 3)  # (B, H, rows, keys), scores so far
         n = p.shape[2]
-        p[..., -n:] += np.triu(np.full((n, n), -np.inf, q.dtype), 1)  # the last n keys are the block's own: its diagonal
+        if n > 1:                                                # the last n keys are the block's own: its diagonal
+            p[..., -n:] += np.triu(np.full((n, n), -np.inf, q.dtype), 1)
         p -= p.max(-1, keepdims=True)                            # exp cannot overflow; softmax is unchanged
         np.exp(p, out=p)
         p /= np.einsum("bhij->bhi", p)[..., None]

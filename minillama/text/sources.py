@@ -1,7 +1,8 @@
 """Where text comes from: the built-in sources, plain text files, and JSON lines; and what is held out for validation.
 
-A source yields pieces `(part, chunks, bits)`: part is "train" or "val"; chunks is an iterable of str that joins to one
-document; bits is the document's exact information where it is known (the built-in sources), else None.
+A source has a name, a weight, a size (about the bytes of its text), a fingerprint of its content, and yields pieces
+`(part, chunks, bits)`: part is "train" or "val"; chunks is an iterable of str that joins to one document; bits is the
+document's exact information where it is known (the built-in sources), else None.
 
 What is held out, and why it never meets the training text: a plain text file is one document, cut once, its end held out.
 Of a collection, whole documents are held out, chosen by the hash of their text, so that two equal documents always
@@ -43,7 +44,6 @@ class BuiltinSource:
 
     def __init__(self, name, weight, seed, size):
         self.name, self.weight, self.seed, self.size = name, weight, seed, size
-        self.known_entropy = True
 
     def fingerprint(self):
         code = hashlib.sha256(Path(corpus.__file__).read_bytes()).hexdigest()
@@ -67,7 +67,6 @@ class TextSource:
 
     def __init__(self, path, name, weight):
         self.path, self.name, self.weight = Path(path), name, weight
-        self.known_entropy = False
         self.size = _file_size(self.path)
 
     def fingerprint(self):
@@ -108,8 +107,7 @@ class JsonlSource:
 
     def __init__(self, path, name, weight):
         self.path, self.name, self.weight = Path(path), name, weight
-        self.known_entropy = False
-        _file_size(self.path)
+        self.size = _file_size(self.path)
 
     def fingerprint(self):
         return _file_hash(self.path)
