@@ -86,7 +86,7 @@ class TrainConfig:
     grad_clip: float = _field(1.0, "largest global gradient norm", above=0.0)
     val_fraction: float = _field(0.1, "share of each source held out for validation", above=0.0, high=0.5)
     eval_every: int = _field(100, "steps between evaluations", low=1)
-    eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation during training; the last one uses all", low=1)
+    eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation; the last one scores 50 times as many", low=1)
     save_every: int = _field(500, "steps between checkpoints", low=1)
     keep: int = _field(2, "checkpoints kept: the newest", low=1)
     embedding_std: float = _field(0.02, "standard deviation of the fresh embedding (all other matrices: 0.02)", above=0.0)

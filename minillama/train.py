@@ -33,6 +33,7 @@ from .text.tokenizer import Tokenizer
 BUILTIN_CHARACTERS = 8_000_000  # of the built-in corpus, all sources together
 TOKENIZER_CHARACTERS = 2_000_000  # the tokenizer learns from this much, every source by its share
 SAMPLE_TOKENS = 60
+LAST_EVALUATION = 50  # times as many tokens as the others: all there is of a text of some megabytes
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 
@@ -227,7 +228,7 @@ def train(out, config, resume=False, engine_name="auto"):
             record = train_step(engine, mixture, recipe)
             step, last = record["step"], record["step"] == recipe.steps
             if step % recipe.eval_every == 0 or last:
-                result = validate(engine, mixture, recipe, math.inf if last else recipe.eval_tokens)
+                result = validate(engine, mixture, recipe, recipe.eval_tokens * (LAST_EVALUATION if last else 1))
                 record |= {"val_loss": result["loss"], "val_bits_per_byte": result["bits_per_byte"], "floor": result["floor"]}
                 bar.write(_progress(record))
             metrics.append(record)
