@@ -341,7 +341,7 @@ shapes:
 --json prints {"environment", "train": [{"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio",
 "gemm_floor_ms", "sgemm_gflops", "numpy_mb", "torch_mb"}], "decode": [{"threads", "tokens_per_s", "floor_tokens_per_s",
 "huggingface_tokens_per_s", "read_gb_per_s"}]}; null where PyTorch or transformers is not installed. Memory is the peak above
-the imports. With --profile: {"profile": {SHAPE: [{"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate",
+the imports, in MiB. With --profile: {"profile": {SHAPE: [{"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate",
 "of_sgemm"}]}} instead.""")
     parser.add_argument("--shapes", default="a,b,c", metavar="a,b,c", help="which of them (default all)")
     parser.add_argument("--threads", default="1,2", metavar="1,2", help="thread counts (default 1,2)")

@@ -9,7 +9,6 @@ take turns, A B A B, and medians are compared: a machine that slows down slows b
 (machine.py). The floor of a step is its floating-point operations over this machine's own sgemm rate, measured in the same run.
 """
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,15 +29,6 @@ LR = 1e-3
 
 # --------------------------------------------------------------------------------------------------- the contenders, a process each
 
-def _memory_mb():
-    """Peak resident memory of this process. Linux counts it anew for every program; getrusage counts in its parent's."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def _numpy_train(shape, threads):
     import numpy as np
 
@@ -47,7 +37,7 @@ def _numpy_train(shape, threads):
 
     model, batch, seq_len = SHAPES[shape]
     config = ModelConfig(**model)
-    base = _memory_mb()
+    base = machine.peak_memory()
     engine = NumpyEngine(config, TrainConfig(), threads=threads)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, seq_len + 1))
     return lambda: engine.train_step([(tokens[:, :-1], tokens[:, 1:])], LR), base
@@ -110,7 +100,7 @@ def _torch_train(shape, threads, compiled=False):
     torch.set_num_threads(threads)
     model, batch, seq_len = SHAPES[shape]
     config = ModelConfig(**model)
-    base = _memory_mb()
+    base = machine.peak_memory()
     module = _torch_model(config)
     groups = [{"params": [p for p in module.parameters() if (p.ndim > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (1, 0)]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
@@ -135,7 +125,7 @@ def _numpy_decode(shape, threads):
     from .engine import NumpyEngine
     from .generate import generate
 
-    base = _memory_mb()
+    base = machine.peak_memory()
     engine = NumpyEngine(ModelConfig(**DECODE), threads=threads, split=1)
     rng = np.random.default_rng(0)
     prompt = [int(rng.integers(3, 1000))]
@@ -149,7 +139,7 @@ def _huggingface_decode(shape, threads):
     from .config import ModelConfig
 
     torch.set_num_threads(threads)
-    base = _memory_mb()
+    base = machine.peak_memory()
     shape = ModelConfig(**DECODE)
     config = LlamaConfig(vocab_size=shape.vocab_size, hidden_size=shape.dim, intermediate_size=shape.hidden_dim,
                          num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
@@ -190,11 +180,11 @@ def _serve(contender, shape, threads):
             started = time.perf_counter()
             run()
             times.append(time.perf_counter() - started)
-        print(json.dumps({"times": times, "mb": _memory_mb() - base}), file=reply, flush=True)
+        print(json.dumps({"times": times, "mb": (machine.peak_memory() - base) / 2**20}), file=reply, flush=True)
 
 
 class Contender:
-    """A process that runs one workload on demand; `times` collects seconds per run, `mb` the peak memory above its imports."""
+    """A process that runs one workload on demand; `times` collects seconds per run, `mb` the peak memory above its imports, in MiB."""
 
     def __init__(self, name, shape, threads):
         self.name, self.times, self.mb = name, [], 0.0
@@ -288,7 +278,7 @@ def gemm_flops(config, batch, seq_len):
 
 
 def bench_train(shapes, thread_counts, names, progress):
-    """A row per shape and thread count; times are medians in ms, memory is peak above the imports in MB."""
+    """A row per shape and thread count; times are medians in ms, memory is the peak above the imports, MiB."""
     from .config import ModelConfig
 
     rows = []
@@ -379,7 +369,7 @@ def table(result):
     if result["train"]:
         lines += ["", "one training step, medians: ours over theirs (below 1 we are faster), and over the floor of the matrix products",
                   f"{'shape':<6} {'threads':>7} {'numpy ms':>9} {'torch ms':>9} {'ratio':>6} {'compile ms':>11} {'ratio':>6} "
-                  f"{'floor ms':>9} {'x floor':>8} {'numpy MB':>9} {'torch MB':>9}"]  # fmt: skip
+                  f"{'floor ms':>9} {'x floor':>8} {'numpy MiB':>9} {'torch MiB':>9}"]  # fmt: skip
         for row in result["train"]:
             lines.append(f"{row['shape']:<6} {row['threads']:>7} {row['numpy_ms']:9.1f} {_cell(row['torch_ms'], '9.1f'):>9} "
                          f"{_cell(row['ratio'], '6.2f'):>6} {_cell(row['compile_ms'], '11.1f'):>11} "

@@ -1,4 +1,5 @@
-"""What the machine offers, and one switch that makes NumPy faster on it. Standard library only: used before NumPy is imported.
+"""What the machine offers, what was used of it, and one switch that makes NumPy faster on it. Standard library only, because
+it is used before NumPy is imported.
 
 glibc gives every freed array of more than 128 KiB back to the system, so that the next one is mapped and zeroed page by page
 again: a fifth of a training step. Raising two thresholds (mallopt) keeps the memory for reuse, in one arena that all threads share.
@@ -17,6 +18,18 @@ def prepare():
         libc = ctypes.CDLL(None)
         for option, value in ((_M_MMAP_THRESHOLD, _KEEP), (_M_TRIM_THRESHOLD, _KEEP), (_M_ARENA_MAX, 1)):
             libc.mallopt(option, value)
+
+
+def peak_memory():
+    """The most memory this program has had resident so far, in bytes. Linux counts that anew for every program it starts;
+    getrusage, the fallback, counts in what the parent process had."""
+    try:
+        with open("/proc/self/status") as file:
+            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def default_threads():

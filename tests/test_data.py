@@ -245,14 +245,15 @@ def test_validation_scores_every_token_once(seq_len):
 def test_memory_stays_flat(tmp_path):
     """15 MB of text are prepared within 40 MB of what 5 MB take: their ids alone, kept in a list, would be over 100 MB more."""
     script = """
-import resource, sys
+import sys
 from pathlib import Path
+from minillama.machine import peak_memory
 from minillama.text.mixture import load_shard
 from minillama.text.sources import parse_data
 from minillama.text.tokenizer import Tokenizer
 tokenizer = Tokenizer.load(sys.argv[1])
 load_shard(parse_data([sys.argv[2]])[0], 1.0, tokenizer, Path(sys.argv[3]), 0.1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_memory() // 10**6)
 """
     Tokenizer.train([prose(2000)], 300).save(tmp_path / "t.model")
     megabyte = (prose(250_000) + " ")[:1_000_000]

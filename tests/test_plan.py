@@ -9,10 +9,11 @@ from minillama.config import ModelConfig, TrainConfig, preset
 from minillama.plan import flops_per_token, plan, train_memory
 
 PEAK = """
-import resource, sys
+import sys
 from minillama.__main__ import main
+from minillama.machine import peak_memory
 assert main(["train", "--data", *sys.argv[1:]]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_memory())
 """
 
 
