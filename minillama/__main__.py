@@ -10,10 +10,8 @@ from . import __version__, machine
 
 machine.prepare()  # before NumPy is imported
 
-from .config import PRESETS, ModelConfig, TrainConfig  # noqa: E402
+from .config import ENGINES, PRESETS, ModelConfig, TrainConfig  # noqa: E402
 from .errors import InputError  # noqa: E402
-
-ENGINES = ("auto", "numpy")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
+ENGINES = ("auto", "numpy")  # what can compute; `engine.make_engine` builds them
+
 
 def _field(default, help, low=None, high=None, above=None):
     """A dataclass field with its help text and limits: low <= value <= high, value > above."""

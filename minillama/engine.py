@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from .config import TrainConfig
+from .config import ENGINES, TrainConfig
 from .errors import InputError
 from .machine import default_threads
 from .nn import IGNORE, cross_entropy_backward, cross_entropy_forward, init_params, model_backward, model_forward, param_shapes
@@ -174,9 +174,6 @@ class NumpyEngine:
         self.step = state["step"]
         for arena, key in ((self._params, "params"), (self._m, "m"), (self._v, "v")):
             arena.fill(state[key])
-
-
-ENGINES = ("auto", "numpy")
 
 
 def make_engine(name, model_config, train_config=None, params=None, threads=None, split=None):

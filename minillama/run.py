@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
@@ -43,7 +43,6 @@ class RunConfig:
     data: tuple = ()
     vocab_size: int | str | None = None
     split: int | None = None
-    path: Path | None = field(default=None, compare=False)
 
     @property
     def model_config(self):
@@ -146,7 +145,7 @@ def read_config(path):
     for key in ("preset", "threads", "split", "model", "train"):
         if key not in settings:
             raise InputError(f"{path / 'config.toml'} has no {key}: it is not the configuration of a run")
-    return dataclasses.replace(resolve(settings, {}, settings["threads"]), path=path)
+    return resolve(settings, {}, settings["threads"])
 
 
 def load_tokenizer(path):
@@ -163,7 +162,7 @@ def load(path):
     expected = config.model_config.vocab_size
     if tokenizer.vocab_size != expected:
         raise InputError(f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, and the model a vocabulary of {expected}")
-    checkpoints = checkpoint.whole(config.path / "checkpoints")
+    checkpoints = checkpoint.whole(Path(path) / "checkpoints")
     if not checkpoints:
         raise InputError(f"{path} has no checkpoint yet: `train --resume --out {path}` continues it")
     newest = checkpoints[-1]

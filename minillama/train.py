@@ -150,7 +150,8 @@ def open_run(out, config, resume):
         (RunConfig, Tokenizer, list of Shard)
 
     Raises:
-        InputError: the folder holds a run already, or something else, or cannot be written
+        InputError: bad data or settings; the folder holds a run already, or something else
+        OSError: it cannot be written
     """
     out = Path(out)
     cache = out.parent / ".cache"

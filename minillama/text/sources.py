@@ -62,15 +62,20 @@ class BuiltinSource:
         return _split_documents(lambda: documents, val_fraction, self.name)
 
 
-class TextSource:
-    """A plain text file in UTF-8: one document, its last `val_fraction` held out."""
+class FileSource:
+    """What text and JSON lines share: a file that is there and not empty. Raises InputError where it is not."""
 
     def __init__(self, path, name, weight):
         self.path, self.name, self.weight = Path(path), name, weight
         self.size = _file_size(self.path)
 
     def fingerprint(self):
-        return _file_hash(self.path)
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TextSource(FileSource):
+    """A plain text file in UTF-8: one document, its last `val_fraction` held out."""
 
     def _chunks(self, start, end):
         """Decode bytes start .. end of the file, a megabyte at a time."""
@@ -102,15 +107,8 @@ class TextSource:
             return position + len(list(itertools.takewhile(lambda byte: byte & 0xC0 == 0x80, file.read(4))))
 
 
-class JsonlSource:
+class JsonlSource(FileSource):
     """One document per line: {"text": "..."}."""
-
-    def __init__(self, path, name, weight):
-        self.path, self.name, self.weight = Path(path), name, weight
-        self.size = _file_size(self.path)
-
-    def fingerprint(self):
-        return _file_hash(self.path)
 
     def _documents(self):
         offset = 0
@@ -146,11 +144,6 @@ def _file_size(path):
     if not size:
         raise InputError(f"{path} is empty (0 bytes): there is nothing to learn from")
     return size
-
-
-def _file_hash(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _not_utf8(path, offset, error):
