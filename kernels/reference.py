@@ -2,8 +2,11 @@
 
 Same names, argument order and shapes as `minillama.nn`, but each function returns `out` alone: autograd keeps what it needs.
 Deliberately written another way than the NumPy side where PyTorch has its own (scaled_dot_product_attention, cross_entropy,
-silu), so that the two cannot share a mistake. Imports no triton.
+silu), so that the two cannot share a mistake. dtype in = dtype out. The optimiser's two steps stand at the end.
+Runs on every device; imports no triton.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -23,16 +26,20 @@ def rmsnorm_forward(x, weight, eps=1e-6):
 
 
 def rope_forward(x, cos, sin):
-    """Rotate adjacent pairs: (a, b) -> (a cos - b sin, a sin + b cos). cos, sin: (T, Dh/2)."""
+    """Rotate adjacent pairs: (a, b) -> (a cos - b sin, a sin + b cos). cos, sin: (T, Dh/2), float32 for an x of lower precision."""
     a, b = x[..., 0::2], x[..., 1::2]                            # (B, T, H, Dh/2)
     cos, sin = cos[:, None, :], sin[:, None, :]                  # (T, 1, Dh/2)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
 
 
 def attention_forward(q, k, v):
-    """(B, T, H, Dh) x 3 -> (B, T, H, Dh), causal."""
+    """(B, Tq, H, Dh), (B, Tk, H, Dh) x 2 -> (B, Tq, H, Dh), causal: the queries are the last Tq of the Tk positions."""
+    Tq, Tk = q.shape[1], k.shape[1]
+    mask = None                                                  # is_causal starts its diagonal at the top left: right for Tq = Tk only
+    if 1 < Tq < Tk:
+        mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
     heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+    return F.scaled_dot_product_attention(*heads_first, mask, is_causal=Tq == Tk).transpose(1, 2)
 
 
 def swiglu_forward(gate, up):
@@ -40,15 +47,20 @@ def swiglu_forward(gate, up):
 
 
 def cross_entropy_forward(logits, targets):
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    """Mean over the scored tokens; 0 where there are none, with gradients of 0 (PyTorch's own mean is NaN there)."""
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return (nats / (targets != IGNORE).sum().clamp(min=1)).sum()
 
 
-def block_forward(x, params, cos, sin, config):
-    """One layer; params: the 9 tensors of a block under their short names."""
+def block_forward(x, params, cos, sin, config, kv=None):
+    """One layer; params: the 9 tensors of a block under their short names; kv: see `minillama.nn.block`."""
     heads = (*x.shape[:2], config.n_heads, config.head_dim)      # (B, T, H, Dh)
     n = rmsnorm_forward(x, params["attention_norm"], config.norm_eps)
     q, k, v = (linear_forward(n, params[name]).reshape(heads) for name in ("wq", "wk", "wv"))
-    a = attention_forward(rope_forward(q, cos, sin), rope_forward(k, cos, sin), v)
+    q, k = rope_forward(q, cos, sin), rope_forward(k, cos, sin)
+    if kv is not None:
+        k, v = kv(k, v)                                          # (B, T so far, H, Dh) each
+    a = attention_forward(q, k, v)
     h = x + linear_forward(a.reshape(x.shape), params["wo"])
     m = rmsnorm_forward(h, params["ffn_norm"], config.norm_eps)
     return h + linear_forward(swiglu_forward(linear_forward(m, params["w1"]), linear_forward(m, params["w3"])), params["w2"])
@@ -70,3 +82,34 @@ def model_forward(tokens, params, config):
         block = {name.removeprefix(prefix): tensor for name, tensor in params.items() if name.startswith(prefix)}
         x = block_forward(x, block, cos, sin, config)
     return linear_forward(rmsnorm_forward(x, params["norm"], config.norm_eps), params["output"])
+
+
+@torch.no_grad()
+def clip_coefficient(grad, max_norm):
+    """What clipping by the global norm multiplies with, left on the device: (norm, coefficient), two 0-dim float32 tensors.
+
+    coefficient = min(1, max_norm / norm), and 0 where the norm is not finite: `adamw_step` then does nothing, so that nobody has to
+    wait for the device to learn whether there is something to do.
+    """
+    norm = torch.linalg.vector_norm(grad)
+    return norm, torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1), 0)
+
+
+@torch.no_grad()
+def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, coefficient=None, copy=None):
+    """minillama.optim.adamw_step on flat float32 tensors: updates param, m and v IN PLACE.
+
+    coefficient: 0-dim float32 tensor    multiplies grad (`clip_coefficient`); where it is 0, param, m and v stay as they are
+    copy:        flat tensor             of a lower precision: receives the new parameters, rounded
+    """
+    live = 1.0
+    if coefficient is not None:
+        live = (coefficient > 0).float()                         # 0 or 1: a factor of every change below
+        grad = torch.where(coefficient > 0, coefficient * grad, 0)  # a product alone would keep NaN
+    m += live * (1 - beta1) * (grad - m)
+    v += live * (1 - beta2) * (grad * grad - v)
+    update = m / (v.sqrt() / math.sqrt(1 - beta2**step) + eps)
+    param *= 1 - live * (lr * weight_decay)
+    param -= live * (lr / (1 - beta1**step)) * update
+    if copy is not None:
+        copy.copy_(param)

@@ -49,6 +49,10 @@ def _add_config_flags(group, config_class, skip=()):
             group.add_argument(_flag(field.name), type=field.type, default=argparse.SUPPRESS, metavar=letter, help=text)
 
 
+def _add_engine(group):
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default auto: the fastest here)")
+
+
 def _add_train(commands):
     presets = "\n".join(f"  {name:<6} {p.about}" for name, p in PRESETS.items())
     about = "train a LLaMA, on the built-in text or on yours"
@@ -64,7 +68,7 @@ examples:
   python -m minillama train --data prose.txt=0.35 --data facts.jsonl=0.65 --preset micro
   python -m minillama train --resume --out runs/book
 
-Ctrl-C finishes the step, saves and exits with status 130; --resume continues to the very same bits.
+Ctrl-C finishes the step, saves and exits with status 130; --resume continues, with the NumPy engine to the very same bits.
 A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag replaces them all.""")
     data = parser.add_argument_group("text")
     data.add_argument("--data", action="append", metavar="FILE[=WEIGHT]", default=argparse.SUPPRESS,
@@ -78,9 +82,14 @@ A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag r
     run.add_argument("--config", metavar="FILE.toml", help="settings, as in a run's config.toml")
     run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default runs/PRESET)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out, with the settings it was started with")
-    run.add_argument("--engine", choices=ENGINES, default="auto", help="what computes (default auto: the fastest here)")
     run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
                      help="processor threads (default: all cores); the same number gives the same bits")
+    engine = parser.add_argument_group("engine", "No part of the run: --resume may change it.")
+    _add_engine(engine)
+    engine.add_argument("--device", metavar="NAME", help="of torch and triton: cpu, mps, cuda, cuda:1 ... (default: a GPU if there is one)")
+    engine.add_argument("--dtype", choices=("float32", "bfloat16"),
+                        help="of torch and triton, to compute in; the weights learned are float32 (default bfloat16 on CUDA)")
+    engine.add_argument("--attention", choices=("triton", "cudnn", "flash"), help="of triton: what computes attention (default triton)")
     _add_config_flags(parser.add_argument_group("recipe"), TrainConfig)
     _add_config_flags(parser.add_argument_group("shape"), ModelConfig, skip=("vocab_size",))
     parser.set_defaults(command=_train)
@@ -104,16 +113,17 @@ def _train(arguments):
     changed += ["--config"] if arguments.config else []
     if arguments.resume and holds_run(out) and changed:
         raise InputError(f"--resume continues {out} with the settings it was started with: {changed[0]} cannot be changed")
-    return train(out, config, arguments.resume, arguments.engine)
+    options = {name: getattr(arguments, name) for name in ("device", "dtype", "attention")}
+    return train(out, config, arguments.resume, arguments.engine, **options)
 
 
-def _open(path, threads=None, split=None):
+def _open(path, engine, threads=None, split=None):
     """An engine for a trained run: (RunConfig, Tokenizer, Engine, step). split=1 gives all threads to every single token."""
     from .engine import make_engine
     from .run import load
 
     config, tokenizer, params, step = load(path)
-    return config, tokenizer, make_engine("auto", config.model_config, params=params, threads=threads, split=split), step
+    return config, tokenizer, make_engine(engine, config.model_config, params=params, threads=threads, split=split), step
 
 
 def _add_generate(commands):
@@ -133,6 +143,7 @@ examples:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
                         help="draw from the likeliest tokens that hold this share (default 1: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default 0)")
+    _add_engine(parser)
     parser.set_defaults(command=_generate)
 
 
@@ -143,7 +154,7 @@ def _generate(arguments):
     if arguments.max_new_tokens < 1 or arguments.seed < 0:
         name, value, least = ("-n", arguments.max_new_tokens, 1) if arguments.max_new_tokens < 1 else ("--seed", arguments.seed, 0)
         raise InputError(f"{name} is {value}, and must be at least {least}")
-    _, tokenizer, engine, _ = _open(arguments.run, split=1)
+    _, tokenizer, engine, _ = _open(arguments.run, arguments.engine, split=1)
     prompt = tokenizer.encode(arguments.prompt, bos=True)
     ids = generate(engine, prompt, arguments.max_new_tokens, tokenizer.eos_id, arguments.seed,
                    arguments.temperature, arguments.top_k, arguments.top_p)  # fmt: skip
@@ -168,6 +179,7 @@ floor and epochs are null where they are unknown.""")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("--data", action="append", metavar="FILE[=WEIGHT]",
                         help="evaluate all of this text instead of what the run held out; repeat it for several")
+    _add_engine(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.set_defaults(command=_eval)
@@ -183,7 +195,7 @@ def _eval(arguments):
 
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"--threads is {arguments.threads}, and must be at least 1")
-    config, tokenizer, engine, step = _open(arguments.run, arguments.threads)
+    config, tokenizer, engine, step = _open(arguments.run, arguments.engine, arguments.threads)
     recipe, cache = config.train, arguments.run.parent / ".cache"
     trained_on = make_sources(config.data, recipe.seed)
     if arguments.data:
@@ -201,6 +213,34 @@ def _eval(arguments):
         scores = evaluate(engine, shards, recipe.seq_len, tokenizer.bos_id, recipe.batch_size, epochs=epochs, progress=bar.update)
     result = summary(shards, scores)
     print(json.dumps(result, indent=1) if arguments.json else table(result))
+
+
+def _add_compare(commands):
+    parser = commands.add_parser("compare", formatter_class=Formatter, help="two runs side by side, step by step", description="""\
+How far the training losses of two runs are apart: one recipe on two engines, say, or before and after a change. Draws
+both curves, and under them their difference at every step.
+
+--json prints {"runs": [{"run", "steps", "final_loss", "val_loss", "tokens_per_s"}, ...], "common_steps", "largest_difference",
+"largest_at_step", "mean_difference", "picture"}; losses in nats/token, val_loss the last one or null, tokens_per_s the median.
+
+example:
+  python -m minillama compare runs/numpy runs/torch""")
+    parser.add_argument("runs", nargs=2, metavar="RUN", type=Path, help="folders of two runs")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), metavar="FILE.png", help="the picture (default compare.png)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(arguments):
+    from .compare import compare, read, text
+    from .plot import plot_compare
+
+    records = [read(path) for path in arguments.runs]
+    names = [str(path) for path in arguments.runs]
+    result = compare(*names, *records)
+    plot_compare(records, arguments.out, names)
+    result["picture"] = str(arguments.out)
+    print(json.dumps(result, indent=1) if arguments.json else text(result))
 
 
 def _add_tokenizer(commands):
@@ -379,7 +419,7 @@ def main(argv=None):
     parser = Parser(prog="python -m minillama", formatter_class=Formatter, description=about)
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_generate, _add_eval, _add_tokenizer, _add_info, _add_gradcheck, _add_bench):
+    for add in (_add_train, _add_generate, _add_eval, _add_compare, _add_tokenizer, _add_info, _add_gradcheck, _add_bench):
         add(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
-ENGINES = ("auto", "numpy")  # what can compute; `engine.make_engine` builds them
+ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.make_engine` builds them
 
 
 def _field(default, help, low=None, high=None, above=None):

@@ -1,8 +1,11 @@
 """The engine: what a training loop, a sampler and an evaluation need of a back end, and the NumPy one.
 
 `Engine` is the protocol. Every back end starts from the same parameters, sees the same batches and gives the same losses to
-rounding, so that a checkpoint can move between them in the middle of a run.
+rounding, so that a checkpoint can move between them in the middle of a run. The others, `torch` and `triton`, are in
+kernels/engine.py, which is imported when one of them is asked for: NumPy alone is enough to train.
 """
+import importlib
+import importlib.util
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -12,10 +15,12 @@ from threadpoolctl import threadpool_limits
 
 from .config import ENGINES, TrainConfig
 from .errors import InputError
-from .machine import default_threads
+from .machine import default_threads, has_cuda
 from .nn import IGNORE, cross_entropy_backward, cross_entropy_forward, init_params, model_backward, model_forward, param_shapes
 from .nn.decode import KVCache, model_decode
 from .optim import adamw_step, clip_grad_norm
+
+KERNELS = {"torch": "reference", "triton": "triton"}  # what kernels.engine calls them
 
 
 class StepResult(NamedTuple):
@@ -33,6 +38,7 @@ class Engine(Protocol):
     """One model with its optimiser. Tokens and targets are (B, T) integer arrays; targets may be IGNORE."""
 
     name: str
+    about: str  # what computes, in words
 
     def train_step(self, batches, lr) -> StepResult:
         """One update from a list of (tokens, targets) micro-batches, weighted by their scored tokens. Raises Diverged."""
@@ -54,6 +60,14 @@ class Engine(Protocol):
 
     def load_state(self, state) -> None:
         """Continue from a `state()`, this engine's or another's."""
+
+
+def diagnosis(step, loss, norm, params, grads, finite):
+    """Which tensor broke first: a parameter, else the gradient nearest to the loss, where backward begins. `finite` tests one."""
+    suspects = [f"parameter {name}" for name, tensor in params.items() if not finite(tensor)]
+    suspects += [f"the gradient of {name}" for name, grad in reversed(grads.items()) if not finite(grad)]
+    where = suspects[0] if suspects else "the gradient norm, too large for float32"
+    return f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; first not finite is {where}"
 
 
 class Arena:
@@ -95,6 +109,7 @@ class NumpyEngine:
         self.config, self.recipe = model_config, train_config
         threads = threads or default_threads()
         self.split = split or threads
+        self.about = f"numpy, {threads} threads, batches in {self.split} parts"
         shapes = param_shapes(model_config)
         self._params = Arena(shapes)
         if params is None:
@@ -133,20 +148,13 @@ class NumpyEngine:
                     grads[name] += grad
         norm = clip_grad_norm(self._grads.flat, self.recipe.grad_clip)
         if not np.isfinite(loss + norm):
-            raise Diverged(self._diagnosis(loss, norm))
+            raise Diverged(diagnosis(self.step + 1, loss, norm, self.params, grads, lambda array: np.isfinite(array).all()))
         self.step += 1
         r, n = self.recipe, self._params.matrices
         for part, decay in ((slice(0, n), r.weight_decay), (slice(n, None), 0.0)):
             arrays = (arena.flat[part] for arena in (self._params, self._grads, self._m, self._v))
             adamw_step(*arrays, self.step, lr, r.beta1, r.beta2, r.eps, decay)
         return StepResult(loss, norm)
-
-    def _diagnosis(self, loss, norm):
-        """Which tensor broke first: a parameter, else the gradient nearest to the loss, where backward begins."""
-        suspects = [f"parameter {name}" for name, tensor in self.params.items() if not np.isfinite(tensor).all()]
-        suspects += [f"the gradient of {name}" for name, grad in reversed(self._grads.views.items()) if not np.isfinite(grad).all()]
-        where = suspects[0] if suspects else "the gradient norm, too large for float32"
-        return f"training diverged at step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; first not finite is {where}"
 
     def loss(self, tokens, targets):
         @np.errstate(over="ignore", invalid="ignore")
@@ -176,15 +184,61 @@ class NumpyEngine:
             arena.fill(state[key])
 
 
-def make_engine(name, model_config, train_config=None, params=None, threads=None, split=None):
-    """Build the engine of that name; `auto` is the fastest one this machine has.
+def resolve_engine(name, device=None, dtype=None, attention=None):
+    """The name of what will compute: `auto` is the fastest this machine has. The other three mean what they mean to TorchEngine.
 
     Raises:
-        InputError: no such engine
+        InputError: no such engine, or not here; or it does not take what it was given
     """
     if name not in ENGINES:
         raise InputError(f"engine {name!r} does not exist: choose one of {', '.join(ENGINES)}")
-    return NumpyEngine(model_config, train_config, params, threads, split)
+    name = _fastest() if name == "auto" else name
+    for flag, value, engines in (
+        ("device", device, ("torch", "triton")),
+        ("dtype", dtype, ("torch", "triton")),
+        ("attention", attention, ("triton",)),
+    ):
+        if value is not None and name not in engines:
+            raise InputError(f"--{flag} {value} is for the engine {' or '.join(engines)}, and the engine is {name}")
+    if name != "numpy":
+        _torch_engine(name).resolve(KERNELS[name], device, dtype)
+    return name
+
+
+def _fastest():
+    """PyTorch is asked only where there is a GPU: its import takes seconds."""
+    if not has_cuda():
+        return "numpy"
+    try:
+        import torch
+    except (ImportError, OSError):                               # OSError: a library of its own that it cannot load
+        return "numpy"
+    if not torch.cuda.is_available():
+        return "numpy"
+    return "triton" if importlib.util.find_spec("triton") else "torch"
+
+
+def _torch_engine(name):
+    """The module kernels.engine."""
+    try:
+        return importlib.import_module("kernels.engine")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise InputError(f"engine {name} needs PyTorch, which is not installed here: --engine numpy does without it") from None
+
+
+def make_engine(name, model_config, train_config=None, params=None, threads=None, split=None, **options):
+    """Build the engine of that name; options are device, dtype and attention, where they are not None.
+
+    Raises:
+        InputError: see `resolve_engine`
+    """
+    name = resolve_engine(name, **options)
+    if name == "numpy":
+        return NumpyEngine(model_config, train_config, params, threads, split)
+    options = {key: value for key, value in options.items() if value is not None}
+    return _torch_engine(name).TorchEngine(model_config, train_config, params, threads, kernels=KERNELS[name], **options)
 
 
 def faster_split(model_config, train_config, threads, batch, repeats=3):

@@ -1,4 +1,5 @@
-"""Pictures: what a run learned beside what there was to learn (loss.png), and what a training step is made of."""
+"""Pictures: what a run learned beside what there was to learn (loss.png), two runs beside each other, and what a training step is
+made of."""
 import math
 import os
 
@@ -40,14 +41,55 @@ def plot_loss(records, path, title, vocab_size):
     rate.set_xlabel("step")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.set_ylim(bottom=0)
-    loss.set_yscale("log")                                       # the last tenths of a nat are where the learning is
-    low, high = loss.get_ylim()
-    loss.set_yticks([tick for tick in (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10, 15) if low <= tick <= high])
-    loss.yaxis.set_major_formatter("{x:g}")
-    loss.yaxis.set_minor_formatter(NullFormatter())
+    _loss_axis(loss)
     for axes in (loss, rate):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
+    _save(figure, path)
+
+
+def _loss_axis(axes):
+    """Logarithmic: the last tenths of a nat are where the learning is."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10, 15) if low <= tick <= high])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plot_compare(runs, path, names):
+    """Draw the training loss of two runs, and under it how far they are apart at every step both have.
+
+    Args:
+        runs:  two lists of dict    lines of metrics.jsonl
+        names: two str
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, apart = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    curves = [{record["step"]: record["loss"] for record in records} for records in runs]
+    for curve, name, color, width in zip(curves, names, (TRAIN, VAL), (2.5, 0.8)):  # the second lies thin upon the first
+        loss.plot(curve.keys(), curve.values(), color=color, linewidth=width, label=name)
+    loss.set_ylabel("training loss (nats/token)")
+    loss.legend(frameon=False, fontsize=9)
+    _loss_axis(loss)
+    steps = sorted(curves[0].keys() & curves[1].keys())
+    differences = [abs(curves[0][step] - curves[1][step]) for step in steps]
+    if any(differences):
+        apart.plot(steps, [difference or math.nan for difference in differences], color=INK, linewidth=0.8, marker=".", markersize=2)
+        low, high = (math.log10(value) for value in (min(filter(None, differences)), max(differences)))
+        apart.set_yscale("log")
+        apart.set_ylim(10 ** math.floor(low), 10 ** (math.floor(high) + 1))  # whole decades, which have labels
+        apart.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        apart.text(0.5, 0.5, "no difference at any step", transform=apart.transAxes, ha="center", color=INK)
+        apart.set_yticks([])
+    apart.set_ylabel("difference (nats/token)")
+    apart.set_xlabel("step" if all(differences) or not any(differences) else "step (gaps: no difference)")
+    for axes in (loss, apart):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    figure.align_ylabels()
     _save(figure, path)
 
 

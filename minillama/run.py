@@ -7,6 +7,7 @@
     runs/NAME/checkpoints/       see checkpoint.py
 """
 import dataclasses
+import json
 import os
 import shutil
 import tomllib
@@ -146,6 +147,17 @@ def read_config(path):
         if key not in settings:
             raise InputError(f"{path / 'config.toml'} has no {key}: it is not the configuration of a run")
     return resolve(settings, {}, settings["threads"])
+
+
+def read_metrics(path):
+    """The records of a metrics.jsonl, up to a line that a crash left torn: list of dict."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
 
 
 def load_tokenizer(path):

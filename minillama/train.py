@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import checkpoint, run
 from .config import ModelConfig
-from .engine import faster_split, make_engine
+from .engine import faster_split, make_engine, resolve_engine
 from .errors import InputError
 from .evaluate import evaluate, mix_floor, summary, table
 from .generate import generate
@@ -88,15 +88,7 @@ class Metrics:
     """metrics.jsonl, a line per step. Resuming drops what a checkpoint does not vouch for: later steps, and a torn last line."""
 
     def __init__(self, path, step):
-        self.path, self.records = path, []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break
-                if record["step"] <= step:
-                    self.records.append(record)
+        self.path, self.records = path, [record for record in run.read_metrics(path) if record["step"] <= step]
         checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 — closed by __exit__
 
@@ -140,11 +132,12 @@ def sample(engine, tokenizer, seed):
     return tokenizer.decode(list(ids))
 
 
-def open_run(out, config, resume):
+def open_run(out, config, resume, engine_name="numpy"):
     """Start a run's folder, or continue it.
 
     Args:
-        config: RunConfig    of a new run; a resumed one has its own in config.toml
+        config:      RunConfig    of a new run; a resumed one has its own in config.toml
+        engine_name: str          not auto: the NumPy engine alone has a `split` to measure
 
     Returns:
         (RunConfig, Tokenizer, list of Shard)
@@ -172,7 +165,8 @@ def open_run(out, config, resume):
     shards = prepare_data(config, tokenizer, sources, cache)
     mixture = Mixture(shards, config.train.seq_len, config.train.seed, tokenizer.bos_id)  # refuses a text that is too short
     if config.split is None:
-        config = dataclasses.replace(config, split=_faster_split(config, mixture))
+        split = _faster_split(config, mixture) if engine_name == "numpy" else config.threads
+        config = dataclasses.replace(config, split=split)
     run.create(out, config, tokenizer)
     return config, tokenizer, shards
 
@@ -194,12 +188,13 @@ def _check_writable(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
 
-def train(out, config, resume=False, engine_name="auto"):
+def train(out, config, resume=False, engine_name="auto", **options):
     """Train a run to its last step, or until Ctrl-C.
 
     Args:
-        out:    Path         the run's folder
-        config: RunConfig    of a new run; ignored where `resume` finds one
+        out:     Path         the run's folder
+        config:  RunConfig    of a new run; ignored where `resume` finds one
+        options: str or None  device, dtype, attention: see `make_engine`. With the engine, they are no part of the run
 
     Returns:
         exit status: 0, or 130 if it was interrupted
@@ -210,10 +205,11 @@ def train(out, config, resume=False, engine_name="auto"):
     """
     began = time.perf_counter()
     out = Path(out)
-    config, tokenizer, shards = open_run(out, config, resume)
+    engine_name = resolve_engine(engine_name, **options)         # refuses before anything is written
+    config, tokenizer, shards = open_run(out, config, resume, engine_name)
     model, recipe = config.model_config, config.train
     mixture = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id)
-    engine = make_engine(engine_name, model, recipe, threads=config.threads, split=config.split)
+    engine = make_engine(engine_name, model, recipe, threads=config.threads, split=config.split, **options)
     checkpoints = checkpoint.whole(out / "checkpoints")
     if checkpoints:
         engine.load_state(checkpoint.load(checkpoints[-1], model))
@@ -278,7 +274,7 @@ def _introduce(out, config, engine, tokenizer, shards):
     """What is about to be trained, on what, and which loss to expect."""
     model = config.model_config
     print(f"{out}: {config.preset}, {count_params(model):,} parameters, dim {model.dim}, {model.n_layers} layers, {model.n_heads} heads, "
-          f"context {model.max_seq_len}; {engine.name}, {config.threads} threads, batches in {config.split} parts")  # fmt: skip
+          f"context {model.max_seq_len}; {engine.about}")  # fmt: skip
     for shard in shards:
         print(f"  {shard.name:<12} {100 * shard.share:5.1f}% of the batches, {len(shard.train.stream):>11,} training tokens, "
               f"{shard.val.scored:>9,} held out, {shard.val.bytes / shard.val.scored:.2f} bytes/token")  # fmt: skip

@@ -1,13 +1,29 @@
-"""Shared by all tests: one BLAS thread, so that results do not depend on the machine's cores."""
+"""Shared by all tests: one BLAS thread, so that results do not depend on the machine's cores; without CUDA, interpreted kernels."""
+import os
+
 from minillama import machine
 
 machine.prepare()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
 from minillama.config import ModelConfig  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m gpu` is all that runs on a GPU: the tests marked so, and every kernel's, which use CUDA where it is there."""
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        elif item.path.name.startswith("test_kernel_") and torch.cuda.is_available():
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_train import SMALL, finished, text  # noqa: F401 — the fixtures: a text and a run trained on it
+from test_train import SMALL, auto_is_numpy, finished, text  # noqa: F401 — the fixtures: a text and a run trained on it
 
 from minillama.__main__ import main
 
@@ -21,7 +21,7 @@ def call(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["", "train", "generate", "eval", "info", "gradcheck",
+@pytest.mark.parametrize("command", ["", "train", "generate", "eval", "info", "gradcheck", "compare",
                                      "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"])  # fmt: skip
 def test_help(command, capsys):
     status, out, _ = call(capsys, *command.split(), "--help")

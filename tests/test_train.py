@@ -18,6 +18,12 @@ SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", 
          "--vocab-size", "290", "--threads", "2"]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def auto_is_numpy(monkeypatch):
+    """These tests are of bits, and of the NumPy engine, on a machine with a GPU too."""
+    monkeypatch.setattr("minillama.engine.has_cuda", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     sentence = "Ann has a red kite and Tom has 12 blue drums , so they play by the river ."
@@ -28,7 +34,7 @@ def text(tmp_path_factory):
 
 
 def run(out, *arguments, text=None):
-    return main(["train", "--out", str(out), *(["--data", text] if text else []), *arguments])
+    return main(["train", "--engine", "numpy", "--out", str(out), *(["--data", text] if text else []), *arguments])
 
 
 def metrics(out):
@@ -100,13 +106,13 @@ def test_the_split_is_measured_where_no_threads_were_asked_for_and_kept(text, tm
     assert "a batch in" in capsys.readouterr().out
     config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
     assert config["split"] in (1, config["threads"])
-    assert main(["train", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
+    assert main(["train", "--engine", "numpy", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
     assert "a batch in" not in capsys.readouterr().out
     same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_config_toml_repeats_the_run(finished, tmp_path):
-    assert main(["train", "--config", str(finished / "config.toml"), "--out", str(tmp_path / "a")]) == 0
+    assert main(["train", "--engine", "numpy", "--config", str(finished / "config.toml"), "--out", str(tmp_path / "a")]) == 0
     same_run(finished, tmp_path / "a")
 
 
@@ -168,7 +174,7 @@ def test_kill_9_at_any_moment(attempt, finished, text, tmp_path):
     """Killed again and again, at random moments, saving after every step: --resume always ends in the same weights."""
     out, rng = tmp_path / "a", random.Random(attempt)
     arguments = ["--data", text, *SMALL, "--save-every", "1", "--keep", "2"]
-    command = [sys.executable, "-m", "minillama", "train", "--resume", "--out", str(out)]
+    command = [sys.executable, "-m", "minillama", "train", "--engine", "numpy", "--resume", "--out", str(out)]
     for _ in range(3):
         continuing = (out / "config.toml").exists()
         process = subprocess.Popen(command + ([] if continuing else arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -250,6 +256,13 @@ def test_a_bigger_vocabulary_than_the_preset_text_supports_shrinks_with_a_word(t
 
 
 def test_training_does_not_import_torch(text, tmp_path):
-    script = "import sys; from minillama.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules; print('clean')"
+    """Where there is no GPU, which the driver is asked for."""
+    script = """import sys
+from minillama.__main__ import main
+from minillama import engine
+engine.has_cuda = lambda: False
+main(sys.argv[1:])
+assert not {"torch", "kernels"} & set(sys.modules)
+print("clean")"""
     command = [sys.executable, "-c", script, "train", "--data", text, "--out", str(tmp_path / "a"), *SMALL]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("clean\n")

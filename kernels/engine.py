@@ -1,0 +1,266 @@
+"""The engine on PyTorch: plain ops on any device, or the Triton kernels; the twin of minillama.engine.NumpyEngine.
+
+What is learned is float32: parameters, both moments and the sum of the gradients lie in one flat tensor each (`Arena`), so that the
+optimiser runs once over memory. Where the model computes in bfloat16, a second arena holds the parameters rounded, which the
+optimiser rewrites in the pass that updates them [Micikevicius et al. 2018, arXiv:1710.03740, §3.1: master weights].
+"""
+import importlib.util
+import math
+import os
+from contextlib import contextmanager
+
+import torch
+
+from minillama import machine
+from minillama.config import TrainConfig
+from minillama.engine import Diverged, StepResult, diagnosis
+from minillama.errors import InputError
+from minillama.nn import IGNORE, init_params, param_shapes
+from minillama.nn.model import check_tokens
+
+from . import reference
+from .model import KVCache, Llama
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def interpreted():
+    """True where Triton is to step through its kernels on the processor."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def resolve(kernels="reference", device=None, dtype=None, training=False):
+    """Settle where and in what an engine computes.
+
+    Args:
+        device: str | None      None is the fastest kind this machine has: cuda, mps, cpu
+        dtype:  str | None      of DTYPES; None is bfloat16 on a CUDA GPU, float32 elsewhere
+
+    Returns:
+        (torch.device, torch.dtype)
+
+    Raises:
+        InputError: one that does not exist, or not here
+    """
+    if kernels == "triton":
+        _check_triton()
+    if device is None:
+        cuda = torch.cuda.is_available() and not (kernels == "triton" and interpreted())
+        device = "cuda" if cuda else "mps" if kernels == "reference" and torch.backends.mps.is_available() else "cpu"
+    place = _device(device)
+    if kernels == "triton" and place.type != "cuda" and not interpreted():
+        raise InputError(f"engine triton computes on a CUDA GPU, and the device is {device}")
+    if dtype is None:
+        dtype = "bfloat16" if place.type == "cuda" else "float32"
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} does not exist: choose one of {', '.join(DTYPES)}")
+    if training and name == "float16":
+        raise InputError("dtype float16 cannot train: without loss scaling small gradients vanish; choose float32 or bfloat16")
+    if kernels == "triton" and interpreted() and name != "float32":
+        raise InputError(f"dtype {name} is not for the interpreter of Triton, which computes in float32 only")
+    return place, DTYPES[name]
+
+
+def _check_triton():
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("engine triton needs the package triton, which is not installed here (it exists for Linux): "
+                         "--engine torch does without it")
+    if not (torch.cuda.is_available() or interpreted()):
+        raise InputError("engine triton needs a CUDA GPU, and PyTorch sees none: --engine torch runs on the processor, "
+                         "and TRITON_INTERPRET=1 steps through the kernels there, very slowly")
+
+
+def _device(name):
+    """torch.device of a name, if it is here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cuda", "mps", "cpu") or (device.type != "cuda" and device.index):
+        raise InputError(f"device {str(name)!r} does not exist: choose one of cpu, mps, cuda, cuda:1 ...")
+    count = torch.cuda.device_count() if device.type == "cuda" else None
+    if count == 0:
+        raise InputError(f"device {str(name)!r} is not here: PyTorch sees no CUDA GPU")
+    if count and (device.index or 0) >= count:
+        raise InputError(f"device {str(name)!r} is not here: PyTorch sees {count} CUDA GPU(s), and the last is cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device {str(name)!r} is not here: PyTorch sees no Apple GPU")
+    return device
+
+
+class Arena:
+    """minillama.engine.Arena on a device. Matrices that multiply the same vector lie side by side, wq wk wv and w1 w3, so that a
+    block can take them as one: w2 comes after all others.
+
+    flat:     (n,) tensor            matrices first, then norm gains
+    matrices: int                    length of the part that decays
+    views:    dict name -> tensor    each tensor, in the model's order, as a view into flat
+    """
+
+    def __init__(self, shapes, dtype, device):
+        order = sorted(shapes, key=lambda name: (len(shapes[name]) == 1, name.endswith(".w2")))
+        sizes = {name: math.prod(shapes[name]) for name in order}
+        self.matrices = sum(size for name, size in sizes.items() if len(shapes[name]) > 1)
+        self.flat = torch.zeros(sum(sizes.values()), dtype=dtype, device=device)
+        parts = dict(zip(order, self.flat.split(list(sizes.values()))))
+        self.views = {name: parts[name].view(shape) for name, shape in shapes.items()}
+
+    def fill(self, arrays):
+        """Copy a dict of NumPy arrays in."""
+        for name, view in self.views.items():
+            view.copy_(torch.tensor(arrays[name]))
+
+    def numpy(self):
+        """dict name -> NumPy array. On the processor they are views, as those of NumpyEngine are."""
+        return {name: view.numpy(force=True) for name, view in self.views.items()}
+
+
+class TorchEngine:
+    """Engine `torch` (kernels="reference") or `triton`.
+
+    threads:   processor threads, where the device is the processor
+    device:    "cuda", "cuda:1", "mps", "cpu"; None takes the first of these kinds that is here
+    dtype:     "float32" or "bfloat16", of the parameters the model computes with and of its activations; None is bfloat16 on CUDA.
+               An engine that only infers may have "float16"
+    attention: "triton", "cudnn" or "flash": what computes it in the Triton block
+
+    One step waits for the device once, when all of it is queued: whether a gradient was finite is decided there (`clip_coefficient`).
+    """
+
+    def __init__(self, model_config, train_config=None, params=None, threads=None, device=None, kernels="reference", dtype=None,
+                 attention="triton"):  # fmt: skip
+        """Without train_config the engine only infers; without params it starts from fresh ones."""
+        self.device, self.dtype = resolve(kernels, device, dtype, train_config is not None)
+        self.name = "torch" if kernels == "reference" else "triton"
+        self.config, self.recipe, self.step = model_config, train_config, 0
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads or machine.default_threads())
+        if params is None:
+            recipe = train_config or TrainConfig()
+            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std)
+        shapes = param_shapes(model_config)
+        with self._explained(f"a model of {sum(map(math.prod, shapes.values())):,} parameters", "choose a smaller one"):
+            self._params = Arena(shapes, torch.float32, self.device)
+            self._rounded = None if self.dtype == torch.float32 else Arena(shapes, self.dtype, self.device)
+            if train_config:
+                self._grads, self._m, self._v = (Arena(shapes, torch.float32, self.device) for _ in range(3))
+        self._set_params(params)
+        self.model = Llama(model_config, kernels, attention, params=(self._rounded or self._params).views)
+        self.model.requires_grad_(train_config is not None)
+        if train_config:
+            self._optim = reference if kernels == "reference" else importlib.import_module("kernels.adamw")
+            self._received = set()                               # names of the gradients this step has so far
+            for name, parameter in self.model.named_parameters():
+                parameter.register_post_accumulate_grad_hook(self._receive(name))
+
+    @property
+    def about(self):
+        """What computes, in words."""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        return f"{self.name} on {self.device} ({where}), {str(self.dtype).removeprefix('torch.')}"
+
+    def _set_params(self, arrays):
+        self._params.fill(arrays)
+        if self._rounded:
+            self._rounded.flat.copy_(self._params.flat)
+
+    def _receive(self, name):
+        """Autograd calls the function this returns as soon as a parameter's gradient is complete. It adds the gradient to the float32
+        arena and frees it: summing micro-batches in bfloat16 would lose what is small beside the sum, and the gradients
+        of the layers above need not stay while those below are computed."""
+        def hook(parameter):
+            total = self._grads.views[name]
+            (total.add_ if name in self._received else total.copy_)(parameter.grad)
+            self._received.add(name)
+            parameter.grad = None
+
+        return hook
+
+    def _tensor(self, array):
+        """(B, T) integers on the device. From pinned memory the copy waits for nothing that is queued there."""
+        cuda = self.device.type == "cuda"
+        return torch.tensor(array, dtype=torch.int64, pin_memory=cuda).to(self.device, non_blocking=cuda)
+
+    def train_step(self, batches, lr):
+        for tokens, _ in batches:
+            check_tokens(tokens, self.config)
+        scored = [int((targets != IGNORE).sum()) for _, targets in batches]
+        with self._explained_batch(batches):
+            self._received.clear()
+            loss = torch.zeros((), device=self.device)
+            for (tokens, targets), count in zip(batches, scored):
+                part = self.model.loss(self._tensor(tokens), self._tensor(targets)) * (count / max(sum(scored), 1))
+                part.backward()
+                loss += part.detach()
+            for name in self._grads.views.keys() - self._received:
+                self._grads.views[name].zero_()
+            norm, coefficient = self._optim.clip_coefficient(self._grads.flat, self.recipe.grad_clip)
+            self._update(torch.where(loss.isfinite(), coefficient, 0), lr)
+            loss, norm = torch.stack((loss, norm)).tolist()      # the one line that waits for the device
+        if not math.isfinite(loss + norm):
+            params, grads = self._params.views, self._grads.views
+            raise Diverged(diagnosis(self.step + 1, loss, norm, params, grads, lambda tensor: bool(tensor.isfinite().all())))
+        self.step += 1
+        return StepResult(loss, norm)
+
+    def _update(self, coefficient, lr):
+        """AdamW on the matrices, which decay, and on the norm gains, which do not."""
+        r, n = self.recipe, self._params.matrices
+        for part, decay in ((slice(0, n), r.weight_decay), (slice(n, None), 0.0)):
+            tensors = (arena.flat[part] for arena in (self._params, self._grads, self._m, self._v))
+            copy = self._rounded.flat[part] if self._rounded else None
+            self._optim.adamw_step(*tensors, self.step + 1, lr, r.beta1, r.beta2, r.eps, decay, coefficient, copy)
+
+    @torch.inference_mode()
+    def loss(self, tokens, targets):
+        check_tokens(tokens, self.config)
+        count = int((targets != IGNORE).sum())
+        with self._explained_batch([(tokens, targets)]):
+            return float(self.model.loss(self._tensor(tokens), self._tensor(targets))) * count, count
+
+    @torch.inference_mode()
+    def logits(self, tokens):
+        check_tokens(tokens, self.config)
+        return self.model(self._tensor(tokens)).float().numpy(force=True)
+
+    def new_cache(self, batch_size=1, capacity=None):
+        return KVCache(self.config, batch_size, capacity, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def decode(self, tokens, cache):
+        check_tokens(tokens, self.config, past=cache.length)
+        return self.model.decode(self._tensor(tokens), cache).float().numpy(force=True)
+
+    def state(self):
+        return {"step": self.step, "params": self._params.numpy(), "m": self._m.numpy(), "v": self._v.numpy()}
+
+    def load_state(self, state):
+        self.step = state["step"]
+        self._set_params(state["params"])
+        self._m.fill(state["m"])
+        self._v.fill(state["v"])
+
+    def _explained_batch(self, batches):
+        rows, T = max((tokens.shape for tokens, _ in batches), key=math.prod)
+        return self._explained(f"a batch of {rows} x {T} tokens", "lower --batch-size, and raise --accumulate by the same factor")
+
+    @contextmanager
+    def _explained(self, what, remedy):
+        """One sentence for memory that does not suffice, and for a shape that a kernel does not cover."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+                raise
+            size = _memory(self.device) / 2**30
+            raise InputError(f"{what} does not fit the memory of {self.device}, {size:.1f} GiB: {remedy}") from error
+        except ValueError as error:
+            raise InputError(f"engine {self.name} cannot compute this: {error}") from error
+
+
+def _memory(device):
+    """Bytes of memory of a device, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return torch.mps.recommended_max_memory() if device.type == "mps" else machine.total_memory()

@@ -1,0 +1,129 @@
+"""What every launcher shares: arguments are refused before anything runs, and a launch happens on the tensors' own device.
+
+Kernels run on CUDA tensors. With TRITON_INTERPRET=1 in the environment before Triton is imported, the same source runs
+statement by statement in Python on CPU tensors, where a debugger can step through it.
+"""
+import contextlib
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # what Triton itself looks at
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MULTIPROCESSORS = 132  # of an H100 or H200: what a launch is planned for where there is no device to ask
+
+
+class Launch(NamedTuple):
+    """One recorded launch: all that compiling the kernel needs."""
+
+    kernel: object
+    grid: tuple
+    arguments: tuple
+    options: dict
+
+
+_recording = None  # list of Launch while `record` is active
+_planned = "sm_90"  # what `architecture` answers for a tensor that is on no GPU
+
+
+@contextlib.contextmanager
+def record(target="sm_90"):
+    """Collect launches instead of running them, so that a launcher can be called on tensors of device "meta", which have no memory.
+
+    `kernels/aot.py` compiles exactly what the launchers would have launched on a GPU of the class `target` (see `architecture`).
+    """
+    global _recording, _planned
+    outer = _recording, _planned
+    _recording, _planned = [], target
+    try:
+        yield _recording
+    finally:
+        _recording, _planned = outer
+
+
+def launch(kernel, grid, *arguments, **options):
+    """kernel[grid](*arguments, **options) on the device of the first tensor, whichever device is current."""
+    if _recording is not None:
+        _recording.append(Launch(kernel, grid, arguments, options))
+        return
+    device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
+    # the interpreter computes in NumPy, which warns of what a GPU does silently
+    with torch.cuda.device(device) if device.type == "cuda" else np.errstate(all="ignore"):
+        kernel[grid](*arguments, **options)
+
+
+def multiprocessors(tensor):
+    """Number of streaming multiprocessors of the tensor's device."""
+    if tensor.device.type != "cuda":
+        return 4 if INTERPRETED else MULTIPROCESSORS             # few programs, so that the interpreter's also loop
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+def architecture(tensor):
+    """Class of the tensor's GPU, by which a launcher chooses tile sizes: "sm_90" (H100, H200, B200), "sm_80" (others) or "gfx942" (AMD)."""
+    if tensor.device.type != "cuda":
+        return _planned
+    if torch.version.hip:
+        return "gfx942"
+    return "sm_90" if torch.cuda.get_device_capability(tensor.device) in ((9, 0), (10, 0), (10, 3)) else "sm_80"
+
+
+def check(op, **tensors):
+    """Refuse floating-point arguments that a kernel cannot take.
+
+    Raises:
+        ValueError: an argument is empty, of a wrong dtype, on another device than the first, or where kernels cannot run
+    """
+    first, device = next((name, tensor.device) for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{op}: {name} is {_short(tensor.dtype)}, and must be bfloat16, float16 or float32")
+        if tensor.numel() == 0:
+            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, and must hold at least one element")
+        if tensor.device != device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, and must be on {device}, where {first} is")
+        if tensor.dtype == torch.bfloat16 and INTERPRETED:
+            raise ValueError(f"{op}: {name} is bfloat16, which Triton's interpreter computes on bit patterns: use float32 or float16")
+    if _recording is None and not (device.type == "cuda" or (device.type == "cpu" and INTERPRETED)):
+        raise ValueError(f"{op}: {first} is on {device}, and must be on a CUDA device (or on cpu, with TRITON_INTERPRET=1 set)")
+
+
+def check_same(op, what, **tensors):
+    """Raise ValueError unless all have the same `what`: "shape" or "dtype"."""
+    (first, expected), *others = ((name, getattr(tensor, what)) for name, tensor in tensors.items())
+    for name, found in others:
+        if found != expected:
+            raise ValueError(f"{op}: {name} has {what} {_short(found)}, and must have {first}'s: {_short(expected)}")
+
+
+def check_shape(op, shape, **tensors):
+    """Raise ValueError unless each has this shape."""
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, and must have {tuple(shape)}")
+
+
+def _short(what):
+    return tuple(what) if isinstance(what, torch.Size) else str(what).removeprefix("torch.")
+
+
+def rows(x):
+    """(..., D) -> (N, D) with the channels next to each other; copies only where strides allow no such view."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 and x.stride(0) >= x.shape[-1] else x.contiguous()
+
+
+def check_ids(op, shape, device, **tensors):
+    """Refuse token ids or targets that a kernel cannot take. Their values stay unseen: to look at them would wait for the device.
+
+    Raises:
+        ValueError: of another dtype than int64 or int32, of another shape, or on another device
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{op}: {name} is {_short(tensor.dtype)}, and must be int64 or int32")
+        if tensor.device != device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, and must be on {device}")
+    check_shape(op, shape, **tensors)

@@ -1,0 +1,127 @@
+"""LLaMA as a torch.nn.Module: the composition of minillama/nn/model.py, over one of two sets of ops.
+
+    logits = output rmsnorm(block_L(... block_1(tok_embeddings[tokens])))
+
+`reference` is plain PyTorch under autograd and runs on every device; `triton` runs the kernels of this folder. Parameters have the
+names of `minillama.nn.param_shapes`. CPU twin: minillama/nn/model.py, and minillama/nn/decode.py for the key/value cache.
+"""
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch.nn import ModuleList, Parameter, ParameterDict
+
+from minillama.errors import InputError
+from minillama.nn import init_params
+from minillama.nn.model import layer_params
+
+from . import reference
+
+KERNELS = ("reference", "triton")
+ATTENTIONS = ("triton", "cudnn", "flash")  # what computes the attention of the Triton block
+
+
+class Ops(NamedTuple):
+    """What a model is composed of."""
+
+    embedding: Callable  # (tokens, weight) -> x
+    block: Callable  # (x, params, cos, sin, config) -> x
+    rmsnorm: Callable  # (x, weight, eps) -> x
+    linear_cross_entropy: Callable  # (x, weight, targets) -> 0-dim float32, mean nats over the scored tokens
+
+
+def _linear_cross_entropy(x, weight, targets):
+    return reference.cross_entropy_forward(reference.linear_forward(x, weight).float(), targets)
+
+
+def _ops(kernels, attention):
+    """Triton is imported where it is asked for."""
+    if kernels not in KERNELS:
+        raise InputError(f"kernels {kernels!r} do not exist: choose one of {', '.join(KERNELS)}")
+    if attention not in ATTENTIONS:
+        raise InputError(f"attention {attention!r} does not exist: choose one of {', '.join(ATTENTIONS)}")
+    if kernels == "reference":
+        return Ops(reference.embedding_forward, reference.block_forward, reference.rmsnorm_forward, _linear_cross_entropy)
+    from .block import block
+    from .embedding import embedding
+    from .linear_cross_entropy import linear_cross_entropy
+    from .rmsnorm import rmsnorm
+
+    return Ops(embedding, partial(block, attention=attention), rmsnorm, linear_cross_entropy)
+
+
+class Llama(torch.nn.Module):
+    """The model.
+
+    kernels:       str           "reference" or "triton"
+    attention:     str           of the Triton block: "triton", "cudnn" or "flash"
+    dtype, device:               of fresh parameters, those of init_params(config); or
+    params:        dict          name -> tensor, used as they are: views into a larger tensor stay views
+    """
+
+    def __init__(self, config, kernels="reference", attention="triton", dtype=torch.float32, device="cpu", params=None):
+        super().__init__()
+        self.config, self.ops = config, _ops(kernels, attention)
+        if params is None:
+            params = {name: torch.tensor(array, dtype=dtype, device=device) for name, array in init_params(config).items()}
+        self.tok_embeddings = Parameter(params["tok_embeddings"])
+        self.layers = ModuleList(ParameterDict(layer_params(params, layer).items()) for layer in range(config.n_layers))
+        self.norm, self.output = Parameter(params["norm"]), Parameter(params["output"])
+        self._tables = None
+
+    def tables(self, start, end):
+        """cos, sin of these positions: (T, Dh/2) float32 each, whatever the dtype of the model."""
+        device = self.norm.device
+        if self._tables is None or self._tables[0].device != device:
+            with torch.inference_mode(False):                    # made while decoding, they must still serve a backward later
+                tables = reference.rope_tables(self.config.max_seq_len, self.config.head_dim, self.config.rope_theta)
+                self._tables = tuple(table.to(device) for table in tables)
+        return tuple(table[start:end] for table in self._tables)
+
+    def hidden(self, tokens):
+        """(B, T) int64 -> (B, T, D): everything below the output head."""
+        x = self.ops.embedding(tokens, self.tok_embeddings)
+        cos, sin = self.tables(0, tokens.shape[1])
+        for layer in self.layers:
+            x = self.ops.block(x, dict(layer.items()), cos, sin, self.config)
+        return self.ops.rmsnorm(x, self.norm, self.config.norm_eps)
+
+    def forward(self, tokens):
+        """(B, T) int64 -> logits (B, T, V)."""
+        return reference.linear_forward(self.hidden(tokens), self.output)
+
+    def loss(self, tokens, targets):
+        """(B, T) int64 x 2 -> 0-dim float32: mean nats over the scored tokens, 0 where there are none."""
+        return self.ops.linear_cross_entropy(self.hidden(tokens), self.output, targets)
+
+    def decode(self, tokens, cache):
+        """Logits (B, T, V) of the next T positions; advances the cache. Plain PyTorch for both sets of ops: one token at a
+        time, most of the time is the reading of the weights."""
+        end = cache.length + tokens.shape[1]
+        cos, sin = self.tables(cache.length, end)
+        x = reference.embedding_forward(tokens, self.tok_embeddings)
+        for i, layer in enumerate(self.layers):
+            x = reference.block_forward(x, layer, cos, sin, self.config, kv=partial(cache.extend, i))
+        cache.length = end
+        return reference.linear_forward(reference.rmsnorm_forward(x, self.norm, self.config.norm_eps), self.output)
+
+
+class KVCache:
+    """minillama.nn.decode.KVCache on a device: rotated keys and values of every layer, for up to `capacity` positions.
+
+    keys, values: (L, B, capacity, H, Dh);  length: positions filled so far.
+    """
+
+    def __init__(self, config, batch_size=1, capacity=None, dtype=torch.float32, device="cpu"):
+        capacity = config.max_seq_len if capacity is None else capacity
+        shape = (2, config.n_layers, batch_size, capacity, config.n_heads, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer, k, v):
+        """Store k, v (B, T, H, Dh) of the next T positions of one layer; return all kept so far, (B, length + T, H, Dh)."""
+        end = self.length + k.shape[1]
+        self.keys[layer, :, self.length:end] = k
+        self.values[layer, :, self.length:end] = v
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
