@@ -53,7 +53,7 @@ def _chunk(N, V, itemsize):
 
 def _add_outer(total, dlogits, x, first):
     """total (V, D) float32 = or += dlogits.T @ x, multiplied in their dtype and summed in float32."""
-    if x.device.type == "cpu" and x.dtype != torch.float32:
+    if x.device.type != "cuda" and x.dtype != torch.float32:
         dlogits, x = dlogits.float(), x.float()                  # out_dtype= exists on GPUs only
     options = {} if x.dtype == torch.float32 else {"out_dtype": torch.float32}
     if first:

@@ -116,7 +116,8 @@ def embedding(m):
     forward = (lambda weight: m.embedding_forward(ids, weight)), (lambda weight: nn.embedding_forward(tokens, weight))
     ids, = tensors([tokens], torch.float32)
     check_pair((forward[0], m.embedding_backward), (forward[1], nn.embedding_backward),
-               lambda weight: reference.embedding_forward(ids, weight), [RNG.standard_normal((7, 20))], torch.float32, ["dweight"])  # fmt: skip
+               lambda weight: reference.embedding_forward(ids, weight),
+               [RNG.standard_normal((7, 20))], torch.float32, ["dweight"])  # fmt: skip
 
 
 CHECKS = {
