@@ -120,9 +120,16 @@ def embedding(m):
                [RNG.standard_normal((7, 20))], torch.float32, ["dweight"])  # fmt: skip
 
 
+def attention(m):
+    """T is no multiple of any tile, and head_dim no power of two."""
+    check_pair((m.attention_forward, m.attention_backward), (nn.attention_forward, nn.attention_backward), reference.attention_forward,
+               list(RNG.standard_normal((3, 2, 77, 2, 10))), torch.float32, ["dq", "dk", "dv"])  # fmt: skip
+
+
 CHECKS = {
     "rmsnorm": rmsnorm, "rope": rope, "swiglu": swiglu, "adamw": adamw,
     "cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy, "embedding": embedding,
+    "attention": attention,
 }  # fmt: skip
 
 BUGS = {
@@ -180,4 +187,13 @@ BUGS = {
     "embedding: rows between tiles twice": ("embedding", "tail = tl.maximum(head_end, last_tile * TILE)", "tail = last_tile * TILE"),
     "embedding: a shared tile taken as its own": ("embedding", "first_tile = tl.cdiv(first, TILE)", "first_tile = first // TILE"),
     "embedding: the tile after the last": ("embedding", "last_tile = end // TILE", "last_tile = tl.cdiv(end, TILE)"),
+    "attention: a query sees the next key": ("attention", "s = tl.where(query[:, None] >= ", "s = tl.where(query[:, None] + 1 >= "),
+    "attention: old output not shrunk": ("attention", "out *= shrink[:, None]", "out *= 1.0"),
+    "attention: log-sum-exp in the wrong base": ("attention", "m + tl.log2(l)", "m + tl.log(l)"),
+    "attention: dq without delta": ("attention", "ds = p * (dp - delta[:, None])", "ds = p * dp"),
+    "attention: dq of the last tile only": ("attention", "dq = tl.dot(ds.to(k.dtype), k, dq, ", "dq = tl.dot(ds.to(k.dtype), k, "),
+    "attention: dq without ln 2": ("attention", "dq = (dq * (scale * LN_2))", "dq = (dq * scale)"),
+    "attention: dk and dv of the diagonal only": ("attention", "T if BEYOND else tl.minimum", "first if BEYOND else tl.minimum"),
+    "attention: mask transposed": ("attention", "[None, :] >= key[:, None]", "[None, :] <= key[:, None]"),
+    "attention: dk unscaled": ("attention", "dk = (dk * (scale * LN_2))", "dk = dk"),
 }

@@ -384,8 +384,7 @@ def test_twin_run(nano):
 def need_triton():
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs CUDA or TRITON_INTERPRET=1")
-    for module in ("embedding", "block", "rmsnorm", "linear_cross_entropy", "adamw"):
-        pytest.importorskip(f"kernels.{module}", exc_type=ImportError)
+    pytest.importorskip("triton")
 
 
 def follow(engine, config, tolerance, steps=3):

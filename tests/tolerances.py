@@ -14,3 +14,6 @@ INTERCHANGE = 1e-5  # parameters of O(0.1) after 3 steps on one engine and 3 on 
 TWIN_GPU_FLOAT32 = 1e-3  # losses of 200 steps on two engines in float32: sums in another order, and every step builds on the last
 TWIN_BFLOAT16 = 5e-2  # the same with one engine in bfloat16, whose eps is 8e-3, nats/token
 TWIN_RUN_BFLOAT16 = 5e-3  # losses of 4 in bfloat16, which has 8 bits, beside NumPy's in float32, for 3 steps: 1e-3 is typical
+CLIENT_LOGITS = 2e-5  # float32 logits of O(1) in transformers and llama.cpp against ours; gradients, of the largest: 4e-6 is typical
+LLAMA_CPP_NARROW = 2e-2  # float16 or bfloat16 weights, of the largest logit: llama.cpp rounds activations alike, 6e-4 and 5e-3 are typical
+CLIENT_NATS = 1e-4  # log-likelihoods of whole documents in lm-eval: sums of some tens of terms

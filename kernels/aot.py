@@ -1,0 +1,271 @@
+"""Every kernel compiled ahead of time, for GPUs this machine does not have: `python -m kernels.aot`.
+
+Each launcher is called on tensors without memory (device "meta") while `launch.record` takes down what it would have launched; that
+is specialised as Triton specialises it at a launch, and compiled to machine code. What must hold is checked in the result:
+
+    no 64-bit floats       a stray double runs at a fraction of the speed
+    no register spills     or the registers' overflow travels through memory
+    shared memory          within what a multiprocessor has
+    64-bit offsets         no 32-bit product with an argument: row * stride overflows at 2^31 elements
+    matrix instructions    where the kernel multiplies tiles
+
+Triton's compiler and its interpreter do not go together in one process: TRITON_INTERPRET must not be set here.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import launch
+
+TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes a program may use
+MATRIX = {"sm_80": r"mma\.sync", "sm_90": r"wgmma|mma\.sync", "gfx942": r"v_mfma"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
+
+
+def _meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _rmsnorm(N, D, dtype):
+    from .rmsnorm import add_rmsnorm_backward, add_rmsnorm_forward, rmsnorm_backward, rmsnorm_forward
+
+    x, weight = _meta(N, D, dtype=dtype), _meta(D, dtype=dtype)
+    _, cache = rmsnorm_forward(x, weight)
+    rmsnorm_backward(x, cache)
+    _, cache = add_rmsnorm_forward(x, x, weight)
+    add_rmsnorm_backward(x, x, cache)
+
+
+def _rope(B, T, H, Dh, dtype):
+    from .rope import rope_backward, rope_forward
+
+    packed = _meta(B, T, 3 * H, Dh, dtype=dtype)
+    table = _meta(T, Dh // 2, dtype=torch.float32)
+    out, cache = rope_forward(packed[:, :, :2 * H], table, table)
+    rope_backward(out, cache, out=packed[:, :, :2 * H])
+
+
+def _swiglu(N, F, dtype):
+    from .swiglu import swiglu_backward, swiglu_forward
+
+    packed = _meta(N, 2 * F, dtype=dtype)
+    out, cache = swiglu_forward(packed[:, :F], packed[:, F:])
+    swiglu_backward(out, cache)
+    swiglu_backward(out, cache, product=out)
+
+
+def _adamw(n, copy):
+    from .adamw import adamw_step, clip_coefficient
+
+    flat = _meta(n, dtype=torch.float32)
+    _, coefficient = clip_coefficient(flat, 1.0)
+    adamw_step(flat, flat, flat, flat, 1, 1e-3, coefficient=coefficient, copy=_meta(n) if copy else None)
+
+
+def _cross_entropy(N, V, dtype):
+    from .cross_entropy import cross_entropy_, cross_entropy_backward, cross_entropy_forward, inverse_count
+
+    logits, targets = _meta(N, V, dtype=dtype), _meta(N, dtype=torch.int64)
+    _, cache = cross_entropy_forward(logits, targets)
+    cross_entropy_backward(1.0, cache)
+    cross_entropy_(logits, targets, inverse_count(targets))
+
+
+def _linear_cross_entropy(N, V, D, dtype):
+    from .linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+
+    targets = _meta(N, dtype=torch.int64)
+    _, cache = linear_cross_entropy_forward(_meta(N, D, dtype=dtype), _meta(V, D, dtype=dtype), targets)
+    linear_cross_entropy_backward(1.0, cache)
+
+
+def _embedding(N, V, D, dtype):
+    from .embedding import embedding_backward, embedding_forward
+
+    out, cache = embedding_forward(_meta(N, dtype=torch.int64), _meta(V, D, dtype=dtype))
+    embedding_backward(out, cache)
+
+
+def _attention(B, T, H, Dh, dtype):
+    from .attention import attention_backward, attention_forward
+
+    qkv, packed = _meta(B, T, 3 * H, Dh, dtype=dtype).split(H, 2), _meta(B, T, 3 * H, Dh, dtype=dtype).split(H, 2)
+    out, cache = attention_forward(*qkv)
+    attention_backward(out, cache, out=packed)
+
+
+EXAMPLES = {
+    "attention Dh=128 bfloat16": lambda: _attention(8, 2048, 32, 128, torch.bfloat16),
+    "attention Dh=128 T=2047 bfloat16": lambda: _attention(8, 2047, 32, 128, torch.bfloat16),
+    "attention Dh=96 T=2047 bfloat16": lambda: _attention(8, 2047, 16, 96, torch.bfloat16),
+    "attention Dh=64 bfloat16": lambda: _attention(8, 2048, 32, 64, torch.bfloat16),
+    "attention Dh=48 T=1000 bfloat16": lambda: _attention(8, 1000, 8, 48, torch.bfloat16),
+    "attention Dh=32 float16": lambda: _attention(8, 1024, 8, 32, torch.float16),
+    "attention Dh=14 T=77 float16": lambda: _attention(2, 77, 3, 14, torch.float16),
+    "attention Dh=128 T=97 float32": lambda: _attention(3, 97, 5, 128, torch.float32),
+    "attention Dh=50 T=97 float32": lambda: _attention(3, 97, 5, 50, torch.float32),
+    "attention Dh=32 float32": lambda: _attention(8, 1024, 8, 32, torch.float32),
+    "attention Dh=6 T=11 float32": lambda: _attention(1, 11, 1, 6, torch.float32),
+    "cross_entropy V=32000 bfloat16": lambda: _cross_entropy(16384, 32000, torch.bfloat16),
+    "cross_entropy V=32000 float32": lambda: _cross_entropy(16384, 32000, torch.float32),
+    "cross_entropy V=50257 bfloat16": lambda: _cross_entropy(8192, 50257, torch.bfloat16),
+    "cross_entropy V=1027 float32": lambda: _cross_entropy(15, 1027, torch.float32),
+    "linear_cross_entropy V=32000 bfloat16": lambda: _linear_cross_entropy(16384, 32000, 4096, torch.bfloat16),
+    "linear_cross_entropy V=16381 float32": lambda: _linear_cross_entropy(15, 16381, 97, torch.float32),
+    "embedding D=4096 bfloat16": lambda: _embedding(16384, 32000, 4096, torch.bfloat16),
+    "embedding D=97 float32": lambda: _embedding(41, 32, 97, torch.float32),
+    "rope Dh=128 bfloat16": lambda: _rope(8, 2048, 32, 128, torch.bfloat16),
+    "rope Dh=10 float32": lambda: _rope(2, 7, 3, 10, torch.float32),
+    "swiglu F=11008 bfloat16": lambda: _swiglu(16384, 11008, torch.bfloat16),
+    "swiglu F=97 float32": lambda: _swiglu(15, 97, torch.float32),
+    "adamw n=2^30 with a bfloat16 copy": lambda: _adamw(2**30, True),
+    "adamw n=2^31+1": lambda: _adamw(2**31 + 1, False),
+    "rmsnorm D=4096 bfloat16": lambda: _rmsnorm(16384, 4096, torch.bfloat16),
+    "rmsnorm D=8192 bfloat16": lambda: _rmsnorm(16384, 8192, torch.bfloat16),
+    "rmsnorm D=97 float32": lambda: _rmsnorm(15, 97, torch.float32),
+}
+
+
+def specialise(call):
+    """What Triton's launch would compile for: (signature, constants, attributes) of a recorded Launch.
+
+    Pointers and integers that are multiples of 16 may be loaded as vectors, and an argument that is 1 becomes a constant.
+    """
+    signature, constants, attributes = {}, {}, {}
+    names = call.kernel.arg_names
+    constexprs = {names[i] for i in call.kernel.constexprs}
+    plain = [name for name in names if name not in constexprs]
+    bound = dict(zip(plain, call.arguments)) | {name: call.options[name] for name in constexprs if name in call.options}
+    for index, name in enumerate(names):
+        value, fixed = bound[name], call.kernel.params[index].do_not_specialize
+        if name in constexprs or (type(value) is int and value == 1 and not fixed):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0 and not fixed:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _spills(binary, target):
+    """Registers (AMD) or bytes (NVIDIA) that a thread spills to memory."""
+    if target == "gfx942":
+        return sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", binary.asm["amdgcn"]))
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(binary.asm["ptx"])
+        architecture = re.search(r"\.target\s+(\w+)", binary.asm["ptx"])[1]
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", str(ptx), "-o", os.devnull]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", report))
+
+
+def narrow_products(ttir):
+    """32-bit products with a kernel's argument or a program's number, which overflow where tensors hold 2^31 elements or more.
+
+    Args:
+        ttir: str    Triton's intermediate code
+
+    Returns:
+        list of str, the operations
+    """
+    narrow = set(re.findall(r"(%\w+): i32", re.search(r"tt\.func public [^\n]*", ttir)[0]))
+    narrow |= set(re.findall(r"(%\w+) = tt\.get_program_id \w+ : i32", ttir))
+    narrow |= {name for name, source in re.findall(r"(%\w+) = tt\.splat (%\w+) : i32", ttir) if source in narrow}
+    products = re.finditer(r"arith\.muli (%\w+), (%\w+)[^\n]* : (?:tensor<[\dx]+xi32>|i32)", ttir)
+    return [match[0] for match in products if {match[1], match[2]} & narrow]
+
+
+def compile_launch(call, target):
+    """Compile one recorded launch for one target.
+
+    Returns:
+        dict: kernel, target, shared (bytes), spills, faults (list of sentences, empty if all holds)
+    """
+    signature, constants, attributes = specialise(call)
+    options = {name: value for name, value in call.options.items() if name in ("num_warps", "num_stages")}
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    binary = triton.compile(source, target=TARGETS[target], options=options)
+    text = binary.asm["amdgcn" if target == "gfx942" else "ptx"]
+    name, shared, spills = call.kernel.__name__, binary.metadata.shared, _spills(binary, target)
+    faults = []
+    if re.search(r"\.f64|_f64", text):
+        faults.append("computes in float64")
+    if spills:
+        faults.append(f"spills registers to memory: {spills}")
+    if shared > SHARED[target]:
+        faults.append(f"needs {shared} bytes of shared memory, and {target} has {SHARED[target]}")
+    faults += [f"32-bit offset: {line}" for line in narrow_products(binary.asm["ttir"])]
+    halves = {"*bf16", "*fp16"} & set(signature.values())        # float32 is multiplied in full precision, which has no such instructions
+    if "tl.dot" in call.kernel.src and halves and not re.search(MATRIX[target], text):
+        faults.append("multiplies tiles without matrix instructions")
+    return {"kernel": name, "target": target, "shared": shared, "spills": spills, "faults": faults}
+
+
+def launches(example, target="sm_90"):
+    """The launches of one example on a GPU of the class `target`, without repetition."""
+    with launch.record(target) as calls:
+        EXAMPLES[example]()
+    return list({(call.kernel.__name__, str(specialise(call)), str(call.options)): call for call in calls}.values())
+
+
+def _compile_example(example, target):
+    return [{"example": example} | compile_launch(call, target) for call in launches(example, target)]
+
+
+def compile_all(examples, targets, jobs):
+    """Rows of `compile_launch` for every example and target, as they are done."""
+    with ProcessPoolExecutor(jobs) as pool:
+        for rows in pool.map(_compile_example, *zip(*((example, target) for example in examples for target in targets))):
+            yield from rows
+
+
+def main(argv=None):
+    """Print a row per kernel and target. Returns the exit status: 1 if one of them has a fault."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description="Compile every kernel without a GPU, and check the result.")
+    parser.add_argument("--targets", default=",".join(TARGETS), help=f"some of {','.join(TARGETS)} (default all)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the examples whose name contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="a JSON object per line instead of a table")
+    arguments = parser.parse_args(argv)
+    if launch.INTERPRETED:
+        parser.exit(2, "error: TRITON_INTERPRET=1 is set, and the interpreter compiles nothing: unset it\n")
+    targets = arguments.targets.split(",")
+    for target in targets:
+        if target not in TARGETS:
+            parser.exit(2, f"error: --targets names {target!r}, and there are {', '.join(TARGETS)}\n")
+    examples = [example for example in EXAMPLES if arguments.only in example]
+    if not examples:
+        parser.exit(2, f"error: no example's name contains {arguments.only!r}: there are {', '.join(EXAMPLES)}\n")
+    if arguments.jobs < 1:
+        parser.exit(2, f"error: --jobs is {arguments.jobs}, and must be at least 1\n")
+    faulty = 0
+    for row in compile_all(examples, targets, arguments.jobs):
+        faulty += bool(row["faults"])
+        if arguments.json:
+            print(json.dumps(row), flush=True)
+        else:
+            print(f"{row['example']:<34} {row['kernel']:<34} {row['target']:<7} {row['shared']:>7} B shared  "
+                  f"{'; '.join(row['faults']) or 'ok'}", flush=True)  # fmt: skip
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

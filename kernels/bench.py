@@ -1,0 +1,656 @@
+"""Every kernel timed beside its peers, with its floor: `python -m kernels.bench`. Needs a CUDA GPU, but for --smoke, --memory and --render.
+
+    kernels    every op but attention, at four shapes, forward, backward and both
+    attention  at T = 1k to 16k, 16384 tokens
+    step       a training step of a model of 1.3 billion parameters, and the bytes kept for backward
+
+The machine is measured first: its copy bandwidth and its rate on the model's own matrix products are what floors are computed from
+(floors.py). Then, for every case, all contenders (peers.py) in this one process:
+
+    verify   outputs and gradients against float32 or float64; who errs more than twice as far as PyTorch in the same dtype gets no time
+    graph    N calls in a CUDA graph: the GPU's time alone. The calls rotate among input sets of four L2 caches together, or each
+             would find what the one before it left there
+    eager    one call from an idle GPU, events around it: the host's work counts
+
+Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms up slows all of them; ratios are of the same round. What
+cannot be captured has no graph times. Memory is the peak of one call above what it is given.
+
+Results are JSON lines (bench_table.py has their fields), written as they come; --resume goes on where a run was stopped.
+"""
+import argparse
+import datetime
+import gc
+import importlib
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import bench_step, bench_table, floors, peers
+from .bench_clock import (
+    CudaTimer,
+    HostTimer,
+    clocks,
+    compete,
+    git_revision,
+    gpu_state,
+    measure_rates,
+    paired_ratio,
+    percentiles,
+    version,
+)
+from .bench_table import SCHEMA, check_record
+
+SUITES = ("kernels", "attention", "step")
+FACTOR, FLOOR = 2.0, 2.0  # of the rule of tests/tolerances.py: KERNEL_FACTOR, KERNEL_FLOOR
+ROUNDS = 30
+REPLAY_MS = 0.5  # a graph's time at least: what an event resolves is 1/1000 of it
+MAX_CALLS = 256  # in a graph, unless there are more input sets
+L2_CACHES = 4  # that the input sets fill together
+WARMUP, STEPS = (20, 50), (5, 15)  # of the training step: the protocol's, and within less than LONG minutes
+LONG = 15.0
+
+
+# ------------------------------------------------------------------------------------------------------------------------- the output
+
+class Lost(Exception):
+    """The GPU answers nothing any more: a kernel read or wrote outside its memory."""
+
+
+class Results:
+    """Where lines go: a file, flushed line by line, and a row for people on stdout."""
+
+    def __init__(self, path, resume, smoke):
+        self.file, self.done, self.smoke, self.rates, self.faults = None, set(), smoke, None, 0
+        self.common = {"schema": SCHEMA, "smoke": smoke, "git": git_revision(), "torch": torch.__version__, "triton": version("triton"),
+                       "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}  # fmt: skip
+        if path:
+            if resume and Path(path).exists():
+                self._recover(Path(path))
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "a" if resume else "w")      # noqa: SIM115 (closed by close())
+
+    def _recover(self, path):
+        """Take down what is there, and cut off a line that was not finished."""
+        whole = path.read_text()
+        kept = whole[:whole.rfind("\n") + 1]
+        if kept != whole:
+            path.write_text(kept)
+        for line in kept.splitlines():
+            record = json.loads(line)
+            if record["smoke"] == self.smoke and record["gpu"] == self.common["gpu"] and record["kernel"] != "machine":
+                self.done.add((record["kernel"], record["shape_name"], record["direction"], record["provider"]))
+
+    def is_done(self, kernel, shape, direction, provider):
+        return (kernel, shape, None, provider) in self.done or (kernel, shape, direction, provider) in self.done
+
+    def write(self, record):
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        record = {"time": now} | self.common | record
+        check_record(record)
+        if self.file:
+            self.file.write(json.dumps(record, allow_nan=False) + "\n")
+            self.file.flush()
+        if record["kernel"] != "machine":
+            self.faults += record["provider"] == "ours" and not record["ok"]
+            print(_row(record), flush=True)
+
+    def close(self):
+        if self.file:
+            self.file.close()
+
+
+def _row(record):
+    names = (record[name] or "" for name in ("kernel", "shape_name", "direction", "mode", "provider"))
+    what = " ".join(f"{name:<{width}}" for name, width in zip(names, (21, 10, 17, 6, 18)))
+    if record["absent"]:
+        return f"{what} absent: {record['error']}"
+    if not record["ok"]:
+        return f"{what} FAILED: {record['error']}"
+    cells = [] if not record["ms"] else [f"{record['ms']['p50']:9.4f} ms"]
+    for name, form in (("floor_pct", "{:4.0f}% of floor"), ("ratio", "{:5.2f} x ours"), ("peak_mb", "{:8.0f} MiB"),
+                       ("tokens_per_s", "{:8.0f} tokens/s"), ("bytes_per_token_layer", "{:9.0f} B")):  # fmt: skip
+        if record.get(name) is not None:
+            cells.append(form.format(record[name]))
+    return f"{what} {'  '.join(cells)}"
+
+
+def blank(kernel, shape_name, shape, dtype, provider):
+    """A line with nothing in it yet."""
+    record = dict.fromkeys(bench_table.fields(kernel).keys() - bench_table.COMMON.keys())
+    return record | {"kernel": kernel, "shape_name": shape_name, "shape": shape, "dtype": str(dtype).removeprefix("torch."),
+                     "provider": provider, "clocks": None, "ok": False, "absent": False}  # fmt: skip
+
+
+def sentence(error):
+    """The first line of an error, with its kind where the message alone says little."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+
+
+def free():
+    """Give back what nothing refers to."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------------------------------------------------------------ one kernel
+
+class Case(NamedTuple):
+    """One kernel at one shape."""
+
+    kernel: str
+    shape_name: str
+    shape: dict
+    dtype: torch.dtype
+    device: torch.device
+    workload: peers.Workload
+
+
+def make_case(kernel, shape_name, smoke):
+    workload = peers.WORKLOADS[kernel]
+    shape = (peers.ATTENTION_SHAPES if shape_name.startswith("T=") else peers.SHAPES)[shape_name]
+    dtype = torch.float32 if smoke or kernel == "adamw" else torch.bfloat16
+    return Case(kernel, shape_name, {letter: shape[letter] for letter in workload.letters}, dtype,
+                torch.device("cpu" if smoke else "cuda"), workload)  # fmt: skip
+
+
+def _like(outputs, draw):
+    """Random gradients of outputs; 1 of a loss."""
+    return tuple(torch.ones_like(out) if out.ndim == 0 else draw.normal(*out.shape, dtype=out.dtype) for out in outputs)
+
+
+def _wider(tensors, dtype):
+    return tuple(x.detach().to(dtype) if x.is_floating_point() else x for x in tensors)
+
+
+def _error(found, exact):
+    """(largest error, largest value); NaN in either stays."""
+    return (found.detach().to(exact.dtype) - exact).abs().max().item(), exact.abs().max().item()
+
+
+class Verdict(NamedTuple):
+    """Errors relative to the largest value of the tensor where the kernel comes closest to what is allowed, or passes it."""
+
+    max_err: float
+    oracle_err: float
+    error: str | None
+
+
+class Judge:
+    """Exact outputs and gradients of a case, and how far PyTorch is from them in the case's dtype.
+
+    Exact is plain PyTorch in float64, in float32 for a big case of lower precision.
+    """
+
+    def __init__(self, case):
+        self.case, self.shape = case, case.shape | (case.workload.proof or {})
+        inputs, plain = self._inputs(), case.workload.truth()
+        outputs, _ = plain.forward(*plain.enter(inputs, ())[0])
+        self.douts = _like(peers.listed(outputs), peers.Draw(case.device, case.dtype, seed=2))
+        del outputs
+        size = sum(x.numel() for x in inputs)
+        exact = torch.float64 if case.dtype == torch.float32 or size < 2**23 else torch.float32
+        self.exact = self._detached(peers.run(plain, _wider(inputs, exact), _wider(self.douts, exact)))
+        reference = self._detached(peers.run(plain, self._inputs(), self.douts))
+        self.reference = [_error(x, truth)[0] for x, truth in zip(reference, self.exact, strict=True)]
+
+    def _inputs(self):
+        """The same numbers in the same layout each time: some write over what they get."""
+        return self.case.workload.inputs(self.shape, peers.Draw(self.case.device, self.case.dtype, seed=1))
+
+    @staticmethod
+    def _detached(results):
+        return [x.detach() for group in results for x in group]
+
+    def verdict(self, contender):
+        """Compare a contender, twice if it has a way of its own for forward and backward together. Returns the worse Verdict."""
+        ways = (False, True) if contender.both else (False,)
+        return max((self._one(contender, both) for both in ways), key=lambda verdict: verdict.error is not None)
+
+    def _one(self, contender, both):
+        douts = tuple(dout.clone() for dout in self.douts)
+        results = self._detached(peers.run(contender, self._inputs(), douts, both))
+        if len(results) != len(self.exact):
+            return Verdict(math.inf, 0.0, f"gives {len(results)} outputs and gradients, and there are {len(self.exact)}")
+        worst, verdict = -1.0, None
+        for found, exact, reference in zip(results, self.exact, self.reference):
+            if found.shape != exact.shape:
+                return Verdict(math.inf, 0.0, f"gives shape {tuple(found.shape)}, not {tuple(exact.shape)}")
+            error, scale = _error(found, exact)
+            allowed = FACTOR * reference + FLOOR * torch.finfo(self.case.dtype).eps * scale
+            used = error / allowed if error > 0 else 0.0 if error == 0 else math.inf  # NaN is neither
+            if used > worst:
+                worst, unit = used, scale or 1.0
+                wrong = None if error <= allowed else f"error {error / unit:.3g} of the largest value, and {allowed / unit:.3g} is allowed"
+                verdict = Verdict(error / unit, reference / unit, wrong)
+        return verdict
+
+
+def input_sets(case, l2_bytes):
+    """Enough (inputs, douts) that the inputs fill L2_CACHES caches; one where they do alone."""
+    def one(seed):
+        draw = peers.Draw(case.device, case.dtype, seed)
+        return case.workload.inputs(case.shape, draw), draw
+
+    first, draw = one(10)
+    size = sum(x.numel() * x.element_size() for x in first)
+    if case.kernel == "embedding":                               # only the rows that the ids name are read
+        size = case.shape["N"] * case.shape["D"] * first[1].element_size()
+    count = max(1, math.ceil(L2_CACHES * l2_bytes / size))
+    plain = case.workload.truth()
+    if case.kernel == "adamw":                                   # keeps its state in the inputs, and nothing comes in from above
+        return [(first, ())] + [(one(10 + i)[0], ()) for i in range(1, count)]
+    with torch.no_grad():
+        outputs = peers.listed(plain.forward(*first)[0])
+    sets = [(first, _like(outputs, draw))]
+    for i in range(1, count):
+        inputs, draw = one(10 + i)
+        sets.append((inputs, _like(outputs, draw)))
+    return sets
+
+
+def calls_of(contender, direction, sets):
+    """The functions to be timed, one for each input set. What backward needs is computed here."""
+    def both(inputs, douts):
+        if contender.both:
+            return contender.both(douts, *inputs)
+        out, cache = contender.forward(*inputs)
+        return out, contender.backward(douts, cache)
+
+    if direction == "backward":
+        states = [(douts, contender.forward(*inputs)[1]) for inputs, douts in sets]
+        return [lambda state=state: contender.backward(*state) for state in states]
+    if direction == "forward":
+        return [lambda inputs=inputs: contender.forward(*inputs) for inputs, _ in sets]
+    return [lambda pair=pair: both(*pair) for pair in sets]
+
+
+class Bench:
+    """Measures cases and writes their lines."""
+
+    def __init__(self, results, timer, rates, rounds, l2_bytes):
+        self.results, self.timer, self.rates, self.rounds, self.l2_bytes = results, timer, rates, rounds, l2_bytes
+
+    def guard(self, record, action):
+        """action(), or None: its failure becomes a line. Raises Lost if the GPU does not survive it."""
+        try:
+            return action()
+        except Lost:
+            raise
+        except ImportError as error:
+            failure = record | {"absent": record["provider"] != "ours", "error": sentence(error)}
+        except Exception as error:
+            failure = record | {"error": sentence(error)}
+        self.results.write(failure)
+        free_failed = None
+        try:
+            self.timer.synchronize()
+            free()
+        except Exception as error:
+            free_failed = sentence(error)
+        if free_failed:
+            raise Lost(free_failed)
+        return None
+
+    def kernel(self, case, providers):
+        """All contenders of a case, all directions."""
+        torch.compiler.reset()                                   # its caches count a function's shapes, and give up at the eighth
+        wanted = [p for p in case.workload.builders if p in providers
+                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in floors.DIRECTIONS)]  # fmt: skip
+        if not wanted:
+            return
+        wanted = [p for p in case.workload.builders if p == "ours" or p in wanted]
+        empty = {p: blank(case.kernel, case.shape_name, case.shape, case.dtype, p) for p in wanted}
+        contenders, verdicts = self.verified(case, wanted, empty)
+        free()
+        sets = input_sets(case, self.l2_bytes)
+        entered = {}
+        for provider, contender in contenders.items():
+            own = self.guard(empty[provider], lambda contender=contender: [contender.enter(*one) for one in sets])
+            entered |= {provider: own} if own else {}
+        for direction in floors.DIRECTIONS:
+            self.direction(case, direction, {p: contenders[p] for p in entered}, entered, verdicts, empty)
+            free()
+
+    def verified(self, case, wanted, empty):
+        """Build and judge the contenders. Returns those that are right, provider -> Contender, and their Verdicts."""
+        judge, contenders, verdicts = Judge(case), {}, {}
+        for provider in wanted:
+            if self.results.is_done(case.kernel, case.shape_name, None, provider):
+                continue
+
+            def examine(provider=provider):
+                contender = case.workload.builders[provider]()
+                return contender, judge.verdict(contender)
+
+            if found := self.guard(empty[provider], examine):
+                contender, verdict = found
+                if verdict.error:
+                    errors = {name: value if math.isfinite(value) else None for name, value in
+                              (("max_err", verdict.max_err), ("oracle_err", verdict.oracle_err))}  # fmt: skip
+                    self.results.write(empty[provider] | errors | {"error": verdict.error})
+                else:
+                    contenders[provider], verdicts[provider] = contender, verdict
+        return contenders, verdicts
+
+    def direction(self, case, direction, contenders, entered, verdicts, empty):
+        """Time one direction and write a line for each contender and mode."""
+        calls, peak, graphs = {}, {}, {}
+        for provider, contender in contenders.items():
+            if provider != "ours" and self.results.is_done(case.kernel, case.shape_name, direction, provider):
+                continue
+
+            def prepare(provider=provider, contender=contender):
+                made = calls_of(contender, direction, entered[provider])
+                for call in made[:2]:                            # compiles what is compiled late
+                    call()
+                return made, self.timer.peak_mb(made[0])
+
+            if found := self.guard(empty[provider] | {"direction": direction}, prepare):
+                calls[provider], peak[provider] = found
+        eager = {p: (lambda number, made=made: made[number % len(made)]()) for p, made in calls.items()}
+        times = compete(eager, self.rounds, self.timer.alone) if eager else {}
+        if self.timer.captures:
+            for provider in [p for p in calls if contenders[p].capture]:
+                graphs[provider] = self.capture(calls[provider], statistics.median(times[provider]))
+            graphs = {provider: found for provider, found in graphs.items() if found}
+        replays = {p: (lambda number, replay=replay: replay()) for p, (replay, _) in graphs.items()}
+        replayed = compete(replays, self.rounds, self.timer.queued) if replays else {}
+        replayed = {p: [ms / graphs[p][1] for ms in found] for p, found in replayed.items()}
+        now = None if self.results.smoke else clocks(age=5)
+        for provider in calls:
+            if provider == "ours" and self.results.is_done(case.kernel, case.shape_name, direction, "ours"):
+                continue                                         # it only ran beside the others, for their ratios
+            verdict = verdicts[provider]
+            for mode, found in (("graph", replayed), ("eager", times)):
+                if provider in found:
+                    record = empty[provider] | {"direction": direction, "mode": mode, "clocks": now, "ok": True,
+                                                "peak_mb": peak[provider], "max_err": verdict.max_err, "oracle_err": verdict.oracle_err}
+                    self.results.write(record | self.figures(record, found[provider], found.get("ours")))
+
+    def capture(self, calls, ms):
+        """(replay, calls in it), or None if it cannot be captured: it keeps its eager times."""
+        times = len(calls) * max(1, min(math.ceil(REPLAY_MS / (ms * len(calls))), MAX_CALLS // len(calls)))
+        try:
+            replay = self.timer.capture(calls, times)
+            replay()
+            self.timer.synchronize()
+        except Exception as error:
+            print(f"  not captured: {sentence(error)}", file=sys.stderr)
+            try:
+                self.timer.synchronize()
+            except Exception as lost:
+                raise Lost(sentence(lost)) from None
+            return None
+        return replay, times
+
+    def figures(self, record, times, ours):
+        """The fields that follow from a list of times in ms."""
+        count = floors.floor(record["kernel"], record["direction"], record["shape"], record["dtype"])
+        ms = percentiles(times)
+        seconds = ms["p50"] / 1e3
+        floor_ms = floors.floor_ms(count, self.rates["copy"], self.rates["gemm"]) if self.rates else None
+        return {"ms": ms, "n": len(times), "bytes": count[0], "flops": count[1], "floor_ms": floor_ms,
+                "floor_pct": 100 * floor_ms / ms["p50"] if floor_ms else None, "fixed_floor_ms": floors.floor_ms(count),
+                "tbps": count[0] / seconds / 1e12, "tflops": count[1] / seconds / 1e12,
+                "ratio": paired_ratio(times, ours) if ours else None}  # fmt: skip
+
+    # ----------------------------------------------------------------------------------------------------------------- the whole model
+
+    def _empty_step(self, kernel, config, seq_len, provider):
+        shape = {"L": config.n_layers, "D": config.dim, "F": config.hidden_dim, "H": config.n_heads, "V": config.vocab_size, "T": seq_len}
+        name, dtype = ("smoke", torch.float32) if self.results.smoke else ("1.3B", torch.bfloat16)
+        return blank(kernel, name, shape, dtype, provider), dtype
+
+    def kept(self, config, seq_len, device):
+        """Lines of the bytes kept for backward. Returns provider -> bytes per token and layer."""
+        found = {}
+        for provider, count in bench_step.KEPT.items():
+            empty, dtype = self._empty_step("kept", config, seq_len, provider)
+            found[provider] = self.guard(empty, lambda count=count, dtype=dtype: count(config, seq_len, dtype=dtype, device=device))
+            if found[provider] and not self.results.is_done("kept", empty["shape_name"], None, provider):
+                self.results.write(empty | {"ok": True, "bytes_per_token_layer": found[provider]})
+        return found
+
+    def step(self, provider, config, seq_len, device, batches, warmup, steps):
+        """Train for some steps and write the line of it."""
+        empty, dtype = self._empty_step("step", config, seq_len, provider)
+        if self.results.is_done("step", empty["shape_name"], "forward+backward", provider):
+            return
+        torch.compiler.reset()
+
+        def measured():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            trainer = bench_step.TRAINERS[provider](config, device, dtype)
+            batch, times = bench_step.train(trainer, config, seq_len, batches, warmup, steps)
+            return batch, times, torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
+
+        if found := self.guard(empty, measured):
+            batch, times, peak = found
+            ms, per_token, tokens = percentiles(times), floors.step_flops(config, seq_len), batch * seq_len
+            rate = tokens / ms["p50"] * 1e3
+            mfu = {count: rate * flops / floors.PEAK for count, flops in per_token.items()}
+            for count, flops in per_token.items():
+                mfu[f"{count}_of_measured"] = rate * flops / self.rates["gemm"] if self.rates else None
+            floor_ms = 1e3 * tokens * per_token["causal"] / self.rates["gemm"] if self.rates else None
+            self.results.write(empty | {
+                "direction": "forward+backward", "mode": "eager", "ok": True, "clocks": None if self.results.smoke else clocks(), "ms": ms,
+                "n": len(times), "flops": tokens * per_token["causal"], "floor_ms": floor_ms,
+                "floor_pct": 100 * floor_ms / ms["p50"] if floor_ms else None,
+                "fixed_floor_ms": 1e3 * tokens * per_token["causal"] / floors.MATMUL, "tflops": rate * per_token["causal"] / 1e12,
+                "peak_mb": peak, "batch": batch, "tokens_per_s": rate, "mfu": mfu,
+            })  # fmt: skip
+        free()
+
+
+# ----------------------------------------------------------------------------------------------------------------------- the command
+
+def plan(suites, only, smoke):
+    """What to measure, the most valuable first: a list of (kernel, shape name), or ("step", None) for the model."""
+    if smoke:
+        order = [(kernel, "smoke") for kernel in peers.WORKLOADS] + [("step", None)]
+    else:
+        ops = [kernel for kernel in peers.WORKLOADS if kernel != "attention"]
+        order = [("attention", "T=2k"), *((kernel, "reference") for kernel in ops), ("step", None)]
+        order += [("attention", f"T={T}k") for T in (8, 4, 16, 1)]
+        order += [(kernel, shape) for shape in ("1.3B", "small", "odd") for kernel in ops
+                  if peers.SHAPES[shape].keys() >= set(peers.WORKLOADS[kernel].letters)]  # fmt: skip
+
+    def suite(kernel):
+        return kernel if kernel in ("attention", "step") else "kernels"
+
+    return [(kernel, shape) for kernel, shape in order if suite(kernel) in suites and (not only or kernel in only)]
+
+
+class Usage(Exception):
+    """A flag that says what cannot be."""
+
+
+def _listed(flag, text, allowed):
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    for name in chosen:
+        if name not in allowed:
+            raise Usage(f"{flag} names {name!r}, and there are {', '.join(allowed)}")
+    if not chosen:
+        raise Usage(f"{flag} names nothing, and there are {', '.join(allowed)}")
+    return chosen
+
+
+def print_memory():
+    """What each way keeps for backward, as a formula and at two sizes."""
+    wide = bench_step.ModelConfig(dim=4096, n_layers=1, n_heads=32, vocab_size=32000)
+    print("Bytes kept for backward per token and layer, bfloat16, weights not counted: unique storages.")
+    print("  ours            counted at full size: the cache of kernels.block.block_forward, on tensors without memory")
+    print("  eager           plain PyTorch under autograd; eager and huggingface are run on the processor at seven small shapes, the")
+    print("  huggingface     saved tensors counted by hooks, and the sizes below follow from the formula, which fits all seven. PyTorch's")
+    print("                  ops for CUDA may keep other intermediates: --suite step counts there")
+    for provider, count in bench_step.KEPT.items():
+        try:
+            if provider == "ours":
+                sizes, formula = [count(config, 2048) for config in (wide, bench_step.MODEL)], ""
+            else:
+                fit = bench_step.fitted(count, torch.bfloat16)
+                sizes = [bench_step.at(fit, config, 2048) for config in (wide, bench_step.MODEL)]
+                formula = " = " + " + ".join(f"{factor:g}{'' if name == '1' else ' ' + name}" for name, factor in fit.items() if factor)
+        except ImportError as error:
+            print(f"{provider:<14} absent: {sentence(error)}")
+            continue
+        print(f"{provider:<14} {sizes[0]:>9,.0f} at D=4096 F=11008 H=32   {sizes[1]:>9,.0f} at D=2048 F=5504 H=16{formula}")
+
+
+def parse(argv):
+    """The command line. Raises Usage."""
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Usage(message)
+
+    parser = Parser(prog="python -m kernels.bench", description="Time every kernel beside its peers and its floor, on a CUDA GPU.")
+    parser.add_argument("--suite", default=",".join(SUITES), metavar="LIST", help=f"some of {','.join(SUITES)} (default all)")
+    parser.add_argument("--only", metavar="LIST", help=f"some of {','.join(peers.WORKLOADS)},step")
+    parser.add_argument("--peers", metavar="LIST", help="contenders beside ours (default all but " + ",".join(peers.OPTIONAL) + ")")
+    parser.add_argument("--json", metavar="FILE", help="write JSON lines there; under kernels/results/ --render finds them")
+    parser.add_argument("--resume", action="store_true", help="keep what the file of --json has, measure the rest")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="start nothing after this (default 8)")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, interpreted on the processor: a test of this program")
+    parser.add_argument("--memory", action="store_true", help="count the bytes kept for backward, and stop (needs no GPU)")
+    parser.add_argument("--render", nargs="*", metavar="FILE", help="print the table of these files (default kernels/results/*), and stop")
+    parser.add_argument("--into", metavar="FILE", help="with --render: put it between the markers of this file")
+    arguments = parser.parse_args(argv)
+    arguments.suite = _listed("--suite", arguments.suite, SUITES)
+    arguments.only = _listed("--only", arguments.only, (*peers.WORKLOADS, "step")) if arguments.only is not None else None
+    known = list(dict.fromkeys([*peers.PROVIDERS, *bench_step.TRAINERS]))
+    chosen = [p for p in known if p not in peers.OPTIONAL]
+    arguments.peers = ["ours", *_listed("--peers", arguments.peers, known)] if arguments.peers is not None else chosen
+    if not (arguments.minutes > 0 and math.isfinite(arguments.minutes)):
+        raise Usage(f"--minutes is {arguments.minutes}, and must be a positive number")
+    if arguments.resume and not arguments.json:
+        raise Usage("--resume needs the file of --json to go on with")
+    if arguments.into and arguments.render is None:
+        raise Usage("--into goes with --render")
+    if not (arguments.memory or arguments.render is not None):
+        if arguments.smoke and os.environ.get("TRITON_INTERPRET") != "1":
+            raise Usage("--smoke runs interpreted kernels: set TRITON_INTERPRET=1")
+        if not arguments.smoke and not torch.cuda.is_available():
+            raise Usage("no CUDA GPU is here to measure on; --smoke tests the program, --memory counts bytes, --render prints results")
+        if not arguments.smoke and os.environ.get("TRITON_INTERPRET") == "1":
+            raise Usage("TRITON_INTERPRET=1 is set, and the interpreter's times mean nothing: unset it")
+    return arguments
+
+
+def measure(arguments):
+    """Run the plan. Returns the exit status: 1 if one of ours failed or the GPU was lost."""
+    started, smoke = time.monotonic(), arguments.smoke
+    results = Results(arguments.json, arguments.resume, smoke)
+    timer = HostTimer() if smoke else CudaTimer()
+    properties = None if smoke else torch.cuda.get_device_properties(0)
+    l2_bytes = 0 if smoke else getattr(properties, "L2_cache_size", 0) or 50 * 2**20
+    device = torch.device("cpu" if smoke else "cuda")
+    warmup, steps = (1, 2) if smoke else (WARMUP[0], WARMUP[1]) if arguments.minutes >= LONG else STEPS
+    todo, status = plan(arguments.suite, arguments.only, smoke), 0
+    machine = {"kernel": "machine", "python": platform.python_version(), "cuda": torch.version.cuda,
+               "driver": None if smoke else gpu_state()["driver"],
+               "multiprocessors": getattr(properties, "multi_processor_count", None),
+               "memory_gb": properties.total_memory / 1e9 if properties else None,
+               "l2_mb": l2_bytes / 2**20 if properties else None}  # fmt: skip
+    try:
+        with timer.session():
+            before = None if smoke else clocks()
+            rates = None if smoke else measure_rates(timer, bench_step.MODEL)
+            machine |= {"copy_tbps": rates and rates["copy"] / 1e12, "triad_tbps": rates and rates["triad"] / 1e12,
+                        "gemm_tflops": rates and rates["gemm"] / 1e12, "square_gemm_tflops": rates and rates["square"] / 1e12,
+                        "gemms": rates["gemms"] if rates else []}  # fmt: skip
+            results.write(machine | {"when": "before", "clocks": before})
+            if rates:
+                print(f"{results.common['gpu']}: copy {machine['copy_tbps']:.2f} TB/s, triad {machine['triad_tbps']:.2f} TB/s, "
+                      f"the 1.3B model's products {machine['gemm_tflops']:.0f} TFLOP/s, 8192^3 {machine['square_gemm_tflops']:.0f}")
+            bench = Bench(results, timer, rates, 2 if smoke else ROUNDS, l2_bytes)
+            free()
+            gc.freeze()                                          # a graph's capture collects garbage each time: not what stays anyway
+            work = [unit for kernel, shape in todo for unit in _units(bench, kernel, shape, arguments, device, warmup, steps)]
+            for number, (name, unit) in enumerate(work):
+                if time.monotonic() - started > 60 * arguments.minutes:
+                    print(f"stopped after {arguments.minutes:g} minutes, before {name}: {number} of {len(work)} done; go on with --resume",
+                          file=sys.stderr)  # fmt: skip
+                    break
+                unit()
+                free()
+            results.write(machine | {"when": "after", "clocks": None if smoke else clocks()})
+    except Lost as error:
+        print(f"error: the GPU is lost to this process after the last failure ({error}): go on with --resume, which leaves that one out",
+              file=sys.stderr)  # fmt: skip
+        status = 1
+    finally:
+        results.close()
+    return 1 if results.faults else status
+
+
+def _units(bench, kernel, shape, arguments, device, warmup, steps):
+    """(name, function) for each part of the plan that the time limit may fall between."""
+    if kernel != "step":
+        def measure_kernel():
+            providers = [p for p in arguments.peers if not (bench.results.smoke and p not in ("ours", "ours-autograd", "eager"))]
+            case = make_case(kernel, shape, bench.results.smoke)
+            with _no_donation():
+                bench.guard(blank(kernel, shape, case.shape, case.dtype, "ours"), lambda: bench.kernel(case, providers))
+
+        return [(f"{kernel} at {shape}", measure_kernel)]
+    config = bench_step.SMOKE_MODEL if bench.results.smoke else bench_step.MODEL
+    seq_len, kept = config.max_seq_len, {}
+
+    def count():
+        kept.update(bench.kept(config, seq_len, device))
+
+    def train(provider):
+        if device.type == "cpu":
+            return bench.step(provider, config, seq_len, device, [1], warmup, steps)
+        memory = torch.cuda.get_device_properties(device).total_memory
+        per_layer = kept.get(bench_step.ALIKE[provider]) or kept.get("eager") or 0
+        batches = bench_step.batches_that_may_fit(config, seq_len, memory, per_layer)
+        return bench.step(provider, config, seq_len, device, batches, warmup, steps)
+
+    trainers = [p for p in bench_step.TRAINERS if p in arguments.peers]
+    if bench.results.smoke:
+        trainers = [p for p in trainers if p in ("ours", "huggingface")]
+    return [("the bytes kept for backward", count), *((f"the training step of {p}", partial(train, p)) for p in trainers)]
+
+
+def _no_donation():
+    """Compiled backwards may write over what forward saved for them, and then run once only; here they run many times."""
+    config = importlib.import_module("torch._functorch.config")
+    return config.patch(donated_buffer=False) if hasattr(config, "donated_buffer") else nullcontext()
+
+
+def main(argv=None):
+    """The command. Returns the exit status."""
+    try:
+        arguments = parse(argv)
+        if arguments.render is not None:
+            text = bench_table.render(bench_table.read(arguments.render))
+            if arguments.into:
+                bench_table.into(arguments.into, text)
+            else:
+                print(text, end="")
+            return 0
+    except (Usage, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.memory:
+        print_memory()
+        return 0
+    return measure(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

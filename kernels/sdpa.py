@@ -1,0 +1,60 @@
+"""PyTorch's own attention behind the interface of attention.py, so that a hand-written layer can use whichever is fastest.
+
+    "triton"  kernels/attention.py
+    "cudnn"   cuDNN's fused attention, CUDA only
+    "flash"   FlashAttention 2 on CUDA, PyTorch's own tiled attention on the CPU
+
+The back end is pinned: where it does not cover the input, PyTorch raises an error instead of taking another one. Only is_causal is
+used, never a mask, and their backwards may add in an order that changes from run to run.
+"""
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from .attention import attention_backward, attention_forward
+
+PINNED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+BACKENDS = ("triton", *PINNED)
+
+
+def sdpa_forward(q, k, v, backend):
+    """Causal attention by one of BACKENDS.
+
+    Args:
+        q, k, v: (B, T, H, Dh) float    q and k already rotated
+        backend: str
+
+    Returns:
+        out:     (B, T, H, Dh) like q, contiguous
+        cache:   (backend, what it keeps): PyTorch's back ends keep an autograd graph of this one op, on detached inputs. None of it
+                 under torch.inference_mode, where there is no backward
+
+    Raises:
+        ValueError: a back end that does not exist, or cuDNN without CUDA
+    """
+    if backend == "triton":
+        out, kept = attention_forward(q, k, v)
+        return out, (backend, kept)
+    if backend not in BACKENDS:
+        raise ValueError(f"sdpa_forward: backend is {backend!r}, and must be one of {', '.join(BACKENDS)}")
+    if backend == "cudnn" and q.device.type != "cuda":
+        raise ValueError(f"sdpa_forward: q is on {q.device}, and must be on a CUDA device for the back end cudnn")
+    graph = not q.is_inference()
+    inputs = [x.detach().requires_grad_(graph) for x in (q, k, v)]
+    with torch.set_grad_enabled(graph), sdpa_kernel(PINNED[backend]):
+        out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), is_causal=True).transpose(1, 2)
+    return out.detach().contiguous(), (backend, (inputs, out) if graph else None)
+
+
+def sdpa_backward(dout, cache, out=None):
+    """Gradients of sdpa_forward: dq, dk, dv (B, T, H, Dh) each; written into the three arrays `out` if given."""
+    backend, kept = cache
+    if backend == "triton":
+        return attention_backward(dout, kept, out)
+    inputs, attended = kept
+    grads = torch.autograd.grad(attended, inputs, dout if dout.stride(-1) == 1 else dout.contiguous(), retain_graph=True)
+    if out is None:
+        return grads
+    for buffer, grad in zip(out, grads, strict=True):
+        buffer.copy_(grad)
+    return tuple(out)
