@@ -10,7 +10,7 @@ from . import __version__, machine
 
 machine.prepare()  # before NumPy is imported
 
-from .config import ENGINES, PRESETS, ModelConfig, TrainConfig  # noqa: E402
+from .config import ENGINES, FILE_DTYPES, FORMATS, PRESETS, ModelConfig, TrainConfig  # noqa: E402
 from .errors import InputError  # noqa: E402
 
 
@@ -67,9 +67,11 @@ examples:
   python -m minillama train --data book.txt --vocab-size chars --out runs/book
   python -m minillama train --data prose.txt=0.35 --data facts.jsonl=0.65 --preset micro
   python -m minillama train --resume --out runs/book
+  python -m minillama train --from runs/nano --data book.txt --lr 3e-4 --steps 500 --out runs/tuned
 
 Ctrl-C finishes the step, saves and exits with status 130; --resume continues, with the NumPy engine to the very same bits.
-A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag replaces them all.""")
+A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag replaces them all.
+With --from, shape and tokenizer are those of the model; the preset's recipe, schedule and steps are the run's own.""")
     data = parser.add_argument_group("text")
     data.add_argument("--data", action="append", metavar="FILE[=WEIGHT]", default=argparse.SUPPRESS,
                       help="a UTF-8 text file (one document) or .jsonl (one per line, under \"text\"); repeat it to mix "
@@ -81,6 +83,10 @@ A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag r
     run.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="shape and recipe (default nano)")
     run.add_argument("--config", metavar="FILE.toml", help="settings, as in a run's config.toml")
     run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default runs/PRESET)")
+    run.add_argument("--from", dest="source", type=Path, metavar="MODEL",
+                     help="start from these weights instead of fresh ones: a run, a checkpoint, or what `import` reads")
+    run.add_argument("--keep-optimizer", action="store_true",
+                     help="with --from a run: its AdamW moments, too, and its steps count on (default: fresh moments)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out, with the settings it was started with")
     run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
                      help="processor threads (default: all cores); the same number gives the same bits")
@@ -107,14 +113,38 @@ def _train(arguments):
     flags = {key: value for key, value in vars(arguments).items() if key in TOP_KEYS}
     flags |= {"model": _given(arguments, ModelConfig), "train": _given(arguments, TrainConfig)}
     settings = read_toml(arguments.config) if arguments.config else {}
-    config = resolve(settings, flags, machine.default_threads())
-    out = arguments.out or Path("runs") / config.preset
+    out = arguments.out or Path("runs") / flags.get("preset", settings.get("preset", "nano"))
+    if arguments.keep_optimizer and not arguments.source:
+        raise InputError("--keep-optimizer is for --from, which says whose optimiser to keep")
+    source = None
     changed = [_flag(name) for name in (*flags["model"], *flags["train"], *(key for key in flags if key not in ("model", "train")))]
-    changed += ["--config"] if arguments.config else []
+    changed += [flag for flag, given in (("--config", arguments.config), ("--from", arguments.source)) if given]
     if arguments.resume and holds_run(out) and changed:
         raise InputError(f"--resume continues {out} with the settings it was started with: {changed[0]} cannot be changed")
+    start_from = arguments.source or settings.get("from")
+    if start_from and not (arguments.resume and holds_run(out)):
+        source = _start_from(start_from, arguments.keep_optimizer or settings.get("start", 0) > 0, settings, flags)
+    config = resolve(settings, flags, machine.default_threads())
     options = {name: getattr(arguments, name) for name in ("device", "dtype", "attention")}
-    return train(out, config, arguments.resume, arguments.engine, **options)
+    return train(out, config, arguments.resume, arguments.engine, source, **options)
+
+
+def _start_from(path, keep_optimizer, settings, flags):
+    """The (Model, state) that a training starts from. Its shape becomes that of the flags; one asked for otherwise is refused."""
+    from .run import IMPORTED, open_source
+
+    if settings.get("preset") == IMPORTED:
+        raise InputError(f"the configuration is of the imported model {path}, which has no recipe: train --from it without --config")
+    model, state = open_source(path, keep_optimizer)
+    shape = dataclasses.asdict(model.config)
+    asked = settings.get("model", {}) | flags["model"]
+    for place in (settings, flags):
+        asked |= {"vocab_size": place["vocab_size"]} if "vocab_size" in place else {}
+    for name, value in asked.items():
+        if value != shape[name]:
+            raise InputError(f"{_flag(name)} is {value}, and with --from it is the model's: {path} has {shape[name]}")
+    flags |= {"model": shape, "from": str(path), "start": state["step"] if state else 0}
+    return model, state
 
 
 def _open(path, engine, threads=None, split=None):
@@ -126,6 +156,10 @@ def _open(path, engine, threads=None, split=None):
     return config, tokenizer, make_engine(engine, config.model_config, params=params, threads=threads, split=split), step
 
 
+def _add_run(parser):
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or of a checkpoint, or a model that `import` reads")
+
+
 def _add_generate(commands):
     parser = commands.add_parser("generate", formatter_class=Formatter, help="let a trained model write", description="""\
 Continue a prompt; the text appears as it is decoded.
@@ -133,7 +167,7 @@ Continue a prompt; the text appears as it is decoded.
 examples:
   python -m minillama generate runs/nano --prompt "Tom"
   python -m minillama generate runs/nano --prompt "12+34" --temperature 0""")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
+    _add_run(parser)
     parser.add_argument("--prompt", "-p", default="", metavar="TEXT", help="text to continue (default: none, the start of a document)")
     parser.add_argument("-n", "--max-new-tokens", type=int, default=200, metavar="N",
                         help="at most this many new tokens; fewer at the end of a document or of the context (default 200)")
@@ -176,7 +210,7 @@ Loss (nats/token), bits per byte, perplexity, and the floor where it is known, f
 --json prints {"loss", "bits_per_byte", "perplexity", "floor",
                "sources": {NAME: {"loss", "bits_per_byte", "floor", "share", "epochs"}}};
 floor and epochs are null where they are unknown.""")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
+    _add_run(parser)
     parser.add_argument("--data", action="append", metavar="FILE[=WEIGHT]",
                         help="evaluate all of this text instead of what the run held out; repeat it for several")
     _add_engine(parser)
@@ -189,15 +223,18 @@ def _eval(arguments):
     from tqdm import tqdm
 
     from .evaluate import evaluate, summary, table
+    from .run import has_text, holds_run
     from .text.mixture import Mixture, load_shard
     from .text.sources import parse_data
     from .train import make_sources, prepare_data, shares
 
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"--threads is {arguments.threads}, and must be at least 1")
+    if not arguments.data and not has_text(arguments.run):
+        raise InputError(f"{arguments.run} was not trained here and has no text of its own: --data FILE says what to evaluate")
     config, tokenizer, engine, step = _open(arguments.run, arguments.engine, arguments.threads)
-    recipe, cache = config.train, arguments.run.parent / ".cache"
-    trained_on = make_sources(config.data, recipe.seed)
+    recipe, cache = config.train, (arguments.run.parent if holds_run(arguments.run) else Path("runs")) / ".cache"
+    trained_on = make_sources(config.data, recipe.seed) if has_text(arguments.run) else []
     if arguments.data:
         sources = parse_data(arguments.data)
         seen = {source.fingerprint() for source in trained_on} & {source.fingerprint() for source in sources}
@@ -207,7 +244,7 @@ def _eval(arguments):
         epochs = None
     else:
         shards = prepare_data(config, tokenizer, trained_on, cache)
-        tokens = step * recipe.accumulate * recipe.batch_size * recipe.seq_len
+        tokens = (step - config.start) * recipe.accumulate * recipe.batch_size * recipe.seq_len
         epochs = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id).epochs(tokens)
     with tqdm(total=sum(shard.val.scored for shard in shards), unit="tokens", unit_scale=True, leave=False, disable=None) as bar:
         scores = evaluate(engine, shards, recipe.seq_len, tokenizer.bos_id, recipe.batch_size, epochs=epochs, progress=bar.update)
@@ -241,6 +278,65 @@ def _compare(arguments):
     plot_compare(records, arguments.out, names)
     result["picture"] = str(arguments.out)
     print(json.dumps(result, indent=1) if arguments.json else text(result))
+
+
+def _add_export(commands):
+    formats = "\n".join(f"  {name:<8} {about}" for name, about in FORMATS.items())
+    parser = commands.add_parser("export", formatter_class=Formatter, help="write a model for other programs", description=f"""\
+Write a run's newest checkpoint in the format of another program, without the training state, one tensor at a time.
+(A checkpoint, RUN/checkpoints/step-..., already is a Hugging Face directory.)
+
+formats:
+{formats}
+
+examples:
+  python -m minillama export runs/nano --to hf -o nano-hf
+  python -m minillama export runs/nano --to gguf --dtype f16 -o nano.gguf""")
+    _add_run(parser)
+    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
+    parser.add_argument("--dtype", choices=FILE_DTYPES, default="f32", help="of the weights (default f32: what was trained)")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PATH", help="what to write: a folder, or a file for gguf")
+    parser.set_defaults(command=_export)
+
+
+def _export(arguments):
+    from . import interop
+    from .interop.llama2c import NORM_EPS as LLAMA2C_NORM_EPS
+    from .nn import count_params
+    from .run import open_source
+
+    model, _ = open_source(arguments.run)
+    interop.write(arguments.out, model, arguments.to, arguments.dtype)
+    print(f"{arguments.out}: {FORMATS[arguments.to]}, {count_params(model.config):,} parameters in {arguments.dtype}")
+    norm_eps = model.config.norm_eps
+    if arguments.to == "llama2c" and norm_eps != LLAMA2C_NORM_EPS:
+        print(f"note: run.c computes with norm_eps {LLAMA2C_NORM_EPS:g}, and this model was trained with {norm_eps:g}", file=sys.stderr)
+
+
+def _add_import(commands):
+    parser = commands.add_parser("import", formatter_class=Formatter, help="make a run of somebody else's LLaMA", description="""\
+Read a model, check it, and keep it as a run: generate, eval --data, export and train --from work on it.
+
+Read are Hugging Face directories (safetensors), Meta's folders (params.json), GGUF (F32, F16, BF16, Q8_0) and llama2.c's .bin.
+It must be LLaMA-1 in shape: what is not (grouped-query heads, scaled RoPE, biases, another tokenizer) is refused by its key.
+Nothing in a file is ever run. It stays in the dtype it came in.
+
+examples:
+  python -m minillama import ~/models/llama-7b-hf -o runs/llama-7b
+  python -m minillama import stories15M.bin -o runs/stories""")
+    parser.add_argument("source", metavar="SRC", type=Path, help="a folder or a file")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="the run's folder, which must not exist yet")
+    parser.set_defaults(command=_import)
+
+
+def _import(arguments):
+    from .nn import count_params
+    from .run import import_model
+
+    model = import_model(arguments.source, arguments.out)
+    config, out = model.config, arguments.out
+    print(f"{out}: from {model.about}, {count_params(config):,} parameters, dim {config.dim}, {config.n_layers} layers, "
+          f"{config.n_heads} heads, context {config.max_seq_len}\nTo talk to it: python -m minillama generate {out} --prompt ...")
 
 
 def _add_tokenizer(commands):
@@ -320,23 +416,23 @@ Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside 
 examples:
   python -m minillama info nano
   python -m minillama info 65B --json""")
-    parser.add_argument("name", metavar="RUN|PRESET", help=f"folder of a run, or one of {', '.join(PRESETS)}")
+    parser.add_argument("name", metavar="RUN|PRESET", help=f"folder of a run, a model that `import` reads, or one of {', '.join(PRESETS)}")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(command=_info)
 
 
 def _info(arguments):
     from .plan import plan, text
-    from .run import read_config
+    from .run import describe
 
     name = arguments.name
-    if Path(name).is_dir():
-        config = read_config(name)
-        model, recipe, title = config.model_config, config.train, f"{name}: a run of the {config.preset} preset"
+    if name not in PRESETS and Path(name).exists():
+        config, title = describe(name)
+        model, recipe = config.model_config, config.train
     elif name in PRESETS:
         model, recipe, title = ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), f"{name}: {PRESETS[name].about}"
     else:
-        raise InputError(f"{name} is neither the folder of a run nor a preset ({', '.join(PRESETS)})")
+        raise InputError(f"{name} is neither a run, nor a model, nor a preset ({', '.join(PRESETS)})")
     figures = plan(model, recipe, name)
     print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else text(title, model, figures))
 
@@ -419,7 +515,8 @@ def main(argv=None):
     parser = Parser(prog="python -m minillama", formatter_class=Formatter, description=about)
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_generate, _add_eval, _add_compare, _add_tokenizer, _add_info, _add_gradcheck, _add_bench):
+    for add in (_add_train, _add_generate, _add_eval, _add_compare, _add_export, _add_import, _add_tokenizer, _add_info, _add_gradcheck,
+                _add_bench):  # fmt: skip
         add(commands)
     arguments = parser.parse_args(argv)
     try:

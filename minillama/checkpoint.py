@@ -1,13 +1,17 @@
-"""Checkpoints: whole or not there, whatever stops the program.
+"""Checkpoints: whole or not there, whatever stops the program. Each is a Hugging Face directory, as interop/hf.py describes it.
 
-    checkpoints/step-000500/model.safetensors                  the parameters, float32
-    checkpoints/step-000500/train_state/optimizer.safetensors  both moments of every parameter: m.NAME, v.NAME
-    checkpoints/step-000500/train_state/state.json             {"step": 500}
-    checkpoints/latest                                         the name of the newest whole one
+    checkpoints/step-000500/config.json model.safetensors tokenizer.model ...   the model: `transformers` opens it as it stands
+    checkpoints/step-000500/train_state/optimizer.safetensors                   both moments of every parameter: m.NAME, v.NAME
+    checkpoints/step-000500/train_state/state.json                              {"step": 500}
+    checkpoints/latest                                                          the name of the newest whole one
+
+The moments keep the names and the row order they have in memory: nothing but minillama reads them. A model that came from elsewhere
+has no train_state: its checkpoint is step 0.
 
 A checkpoint is written into a folder of another name, synced to the disk and then renamed: a rename either happened or did
 not. Only safetensors are read, never pickle: loading a checkpoint cannot run code.
 """
+import dataclasses
 import json
 import os
 import re
@@ -15,13 +19,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from .errors import InputError
+from .interop import Model, Tensors, hf
+from .interop.files import whole as write_whole
+from .interop.model import check_shapes
 from .nn import param_shapes
 
-MODEL = "model.safetensors"
 OPTIMIZER = "train_state/optimizer.safetensors"
 STATE = "train_state/state.json"
 
@@ -36,45 +40,38 @@ def write_text(path, text):
     os.replace(temporary, path)
 
 
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def save(folder, state, keep=2):
+def save(folder, state, config, tokenizer, keep=2):
     """Write a checkpoint of an engine's `state()`, then delete all but the newest `keep`.
 
     Args:
-        folder: Path     of all checkpoints of a run
-        state:  dict     {"step", "params", "m", "v"}
+        folder:    Path           of all checkpoints of a run
+        state:     dict           {"step", "params", "m", "v"}
+        config:    ModelConfig
+        tokenizer: bytes          of the SentencePiece `.model`
 
     Returns:
         Path of the checkpoint. On any error nothing is left behind, and older checkpoints are untouched.
     """
     folder = Path(folder)
     final = folder / f"step-{state['step']:06d}"
-    making = folder / f".step-{state['step']:06d}.tmp"
-    shutil.rmtree(making, ignore_errors=True)
-    (making / "train_state").mkdir(parents=True)
-    try:
-        save_file(state["params"], making / MODEL, {"format": "pt"})
-        save_file({f"{kind}.{name}": tensor for kind in "mv" for name, tensor in state[kind].items()}, making / OPTIMIZER)
+    with write_whole(final) as making:
+        (making / "train_state").mkdir(parents=True)
+        hf.fill(making, Model(config, state["params"], tokenizer))
+        moments = {f"{kind}.{name}": tensor for kind in "mv" for name, tensor in state[kind].items()}
+        hf.write_safetensors(making / OPTIMIZER, [(name, tensor.shape, lambda t=tensor: t) for name, tensor in moments.items()])
         (making / STATE).write_text(json.dumps({"step": state["step"]}) + "\n")
-        for path in (making / MODEL, making / OPTIMIZER, making / STATE, making / "train_state", making):
-            _sync(path)
-        os.replace(making, final)
-        _sync(folder)
-    except SafetensorError as error:                             # how the library reports a full disk
-        raise OSError(f"cannot write {final}: {error}") from None
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     write_text(folder / "latest", final.name + "\n")
     for old in whole(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def save_model(folder, model):
+    """Write a Model (see interop) that was not trained here, in the dtype it came in, as the checkpoint of step 0."""
+    with write_whole(Path(folder) / "step-000000") as making:
+        making.mkdir()
+        hf.fill(making, model, model.dtype)
+    write_text(Path(folder) / "latest", "step-000000\n")
 
 
 def whole(folder):
@@ -85,50 +82,47 @@ def whole(folder):
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _read(path, names, shapes):
-    """Tensors of one file, by the given names: checked against shape, dtype and completeness before they are used."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            keys = set(file.keys())
-            missing, unknown = sorted(set(names) - keys), sorted(keys - set(names))
-            if missing or unknown:
-                what = f"has no tensor {missing[0]}" if missing else f"has a tensor {unknown[0]} that this model has not"
-                raise InputError(f"{path} does not fit this run's config.toml: it {what}")
-            for key in names:
-                view = file.get_slice(key)
-                if tuple(view.get_shape()) != shapes[names[key]] or view.get_dtype() != "F32":
-                    found = f"{view.get_dtype()} {tuple(view.get_shape())}"
-                    raise InputError(f"{path} does not fit this run's config.toml: {key} is {found}, not F32 {shapes[names[key]]}")
-            return {key: file.get_tensor(key) for key in names}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: the checkpoint is not whole") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}): only safetensors are read, never pickle") from None
-
-
 def load_params(path, config):
-    """Parameters of a checkpoint: dict name -> float32 array. Raises InputError where the file is broken or does not fit."""
-    shapes = param_shapes(config)
-    params = _read(Path(path) / MODEL, {name: name for name in shapes}, shapes)
-    for name, tensor in params.items():
-        if not np.isfinite(tensor).all():
-            raise InputError(f"{Path(path) / MODEL} is broken: {name} holds values that are not finite")
+    """Parameters of a checkpoint: name -> float32 array, each read when it is looked up. Raises InputError where the file is broken
+    or does not fit; what is not finite is found when it is read."""
+    found, params, _ = hf.read_weights(path)
+    fields = [field.name for field in dataclasses.fields(config) if field.name != "multiple_of"]
+    for name in (*fields, "hidden_dim"):                         # config.json holds the width, not the multiple it was rounded to
+        ours, theirs = getattr(config, name), getattr(found, name)
+        if ours != theirs:
+            raise InputError(f"{Path(path) / 'config.json'} does not fit this run's config.toml: {name} is {theirs}, not {ours}")
     return params
+
+
+def has_state(path):
+    """True if a checkpoint has moments to continue with, and not the model alone."""
+    return (Path(path) / STATE).parent.exists()
+
+
+def _load_moments(path, config):
+    """Both moments: (m, v), each name -> array, read when it is looked up."""
+    shapes, found = param_shapes(config), hf.tensors_in(path)
+    check_shapes(
+        {name: shape for name, (_, shape, _) in found.items()},
+        {f"{kind}.{name}": shape for kind in "mv" for name, shape in shapes.items()},
+        path,
+    )
+    return [Tensors(shapes, lambda name, kind=kind: hf.load_tensor(path, f"{kind}.{name}"), path) for kind in "mv"]
 
 
 def load(path, config):
     """The whole state of a checkpoint, for an engine's `load_state`. Raises InputError where it is broken or does not fit."""
-    shapes = param_shapes(config)
-    moments = _read(Path(path) / OPTIMIZER, {f"{kind}.{name}": name for kind in "mv" for name in shapes}, shapes)
+    path = Path(path)
+    params = load_params(path, config)
+    if path.name == "step-000000" and not has_state(path):
+        shapes = param_shapes(config)
+        m, v = (Tensors(shapes, lambda name: np.zeros(shapes[name], np.float32), path) for _ in "mv")
+        return {"step": 0, "params": params, "m": m, "v": v}
+    m, v = _load_moments(path / OPTIMIZER, config)
     try:
-        step = json.loads((Path(path) / STATE).read_text())["step"]
+        step = json.loads((path / STATE).read_text())["step"]
         if not isinstance(step, int) or step < 0:
             raise ValueError(f"step is {step!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{Path(path) / STATE} is not a whole state file: {error}") from None
-    return {
-        "step": step,
-        "params": load_params(path, config),
-        "m": {name: moments[f"m.{name}"] for name in shapes},
-        "v": {name: moments[f"v.{name}"] for name in shapes},
-    }
+        raise InputError(f"{path / STATE} is not a whole state file: {error}") from None
+    return {"step": step, "params": params, "m": m, "v": v}

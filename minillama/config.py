@@ -9,6 +9,13 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
+FORMATS = {  # what a model is exported as; a module of `interop` each
+    "hf": "a Hugging Face directory",
+    "gguf": "one file for llama.cpp",
+    "llama2c": "model.bin and tokenizer.bin for llama2.c",
+    "meta": "params.json and consolidated.00.pth, as Meta's code reads them",
+}
+FILE_DTYPES = ("f32", "f16", "bf16")  # of exported weights: float32, float16, bfloat16
 ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.make_engine` builds them
 
 

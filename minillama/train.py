@@ -132,12 +132,13 @@ def sample(engine, tokenizer, seed):
     return tokenizer.decode(list(ids))
 
 
-def open_run(out, config, resume, engine_name="numpy"):
+def open_run(out, config, resume, engine_name="numpy", source=None):
     """Start a run's folder, or continue it.
 
     Args:
-        config:      RunConfig    of a new run; a resumed one has its own in config.toml
-        engine_name: str          not auto: the NumPy engine alone has a `split` to measure
+        config:      RunConfig          of a new run; a resumed one has its own in config.toml
+        engine_name: str                not auto: the NumPy engine alone has a `split` to measure
+        source:      (Model, state)     what a new run starts from, if not from fresh weights: see `run.open_source`
 
     Returns:
         (RunConfig, Tokenizer, list of Shard)
@@ -150,6 +151,8 @@ def open_run(out, config, resume, engine_name="numpy"):
     cache = out.parent / ".cache"
     if resume and run.holds_run(out):
         config = run.read_config(out)
+        if config.preset == run.IMPORTED:
+            raise InputError(f"{out} was imported and has no training to continue: train --from {out} --out DIR trains it further")
         tokenizer = run.load_tokenizer(out)
         return config, tokenizer, prepare_data(config, tokenizer, make_sources(config.data, config.train.seed), cache)
     if run.holds_run(out):
@@ -160,14 +163,17 @@ def open_run(out, config, resume, engine_name="numpy"):
         print(f"{out} holds no run yet: starting from the beginning")
     _check_writable(out.parent)
     sources = make_sources(config.data, config.train.seed)
-    tokenizer = train_tokenizer(sources, config.vocab_size, config.train.val_fraction, config.model["vocab_size"])
+    if source:
+        tokenizer = Tokenizer(source[0].tokenizer, config.source)
+    else:
+        tokenizer = train_tokenizer(sources, config.vocab_size, config.train.val_fraction, config.model["vocab_size"])
     config = dataclasses.replace(config, model=dataclasses.asdict(ModelConfig(**config.model | {"vocab_size": tokenizer.vocab_size})))
     shards = prepare_data(config, tokenizer, sources, cache)
     mixture = Mixture(shards, config.train.seq_len, config.train.seed, tokenizer.bos_id)  # refuses a text that is too short
     if config.split is None:
         split = _faster_split(config, mixture) if engine_name == "numpy" else config.threads
         config = dataclasses.replace(config, split=split)
-    run.create(out, config, tokenizer)
+    run.create(out, config, tokenizer, source and (source[1] or source[0]))
     return config, tokenizer, shards
 
 
@@ -188,12 +194,13 @@ def _check_writable(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
 
-def train(out, config, resume=False, engine_name="auto", **options):
+def train(out, config, resume=False, engine_name="auto", source=None, **options):
     """Train a run to its last step, or until Ctrl-C.
 
     Args:
         out:     Path         the run's folder
         config:  RunConfig    of a new run; ignored where `resume` finds one
+        source:  (Model, state) or None    what a new run starts from: see `run.open_source`
         options: str or None  device, dtype, attention: see `make_engine`. With the engine, they are no part of the run
 
     Returns:
@@ -206,26 +213,27 @@ def train(out, config, resume=False, engine_name="auto", **options):
     began = time.perf_counter()
     out = Path(out)
     engine_name = resolve_engine(engine_name, **options)         # refuses before anything is written
-    config, tokenizer, shards = open_run(out, config, resume, engine_name)
-    model, recipe = config.model_config, config.train
+    config, tokenizer, shards = open_run(out, config, resume, engine_name, source)
+    model, recipe, start = config.model_config, config.train, config.start
+    last = start + recipe.steps
     mixture = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id)
     engine = make_engine(engine_name, model, recipe, threads=config.threads, split=config.split, **options)
     checkpoints = checkpoint.whole(out / "checkpoints")
     if checkpoints:
         engine.load_state(checkpoint.load(checkpoints[-1], model))
-        print(f"{out}: continuing after step {engine.step}")
+        print(f"{out}: starting from {config.source}" if engine.step == start else f"{out}: continuing after step {engine.step}")
     elif resume:
         print(f"{out}: no whole checkpoint yet, starting from the beginning")
     _introduce(out, config, engine, tokenizer, shards)
 
-    samples_at = {math.ceil(recipe.steps * share) for share in (0.1, 0.3, 0.6, 1)}
+    samples_at = {start + math.ceil(recipe.steps * share) for share in (0.1, 0.3, 0.6, 1)}
     result = None
-    with Metrics(out / "metrics.jsonl", engine.step) as metrics, StopOnSignal() as stop, _bar(engine.step, recipe.steps) as bar:
-        while engine.step < recipe.steps and not stop.asked:
-            record = train_step(engine, mixture, recipe)
-            step, last = record["step"], record["step"] == recipe.steps
-            if step % recipe.eval_every == 0 or last:
-                result = validate(engine, mixture, recipe, recipe.eval_tokens * (LAST_EVALUATION if last else 1))
+    with Metrics(out / "metrics.jsonl", engine.step) as metrics, StopOnSignal() as stop, _bar(engine.step - start, recipe.steps) as bar:
+        while engine.step < last and not stop.asked:
+            record = train_step(engine, mixture, recipe, start)
+            step = record["step"]
+            if step % recipe.eval_every == 0 or step == last:
+                result = validate(engine, mixture, recipe, recipe.eval_tokens * (LAST_EVALUATION if step == last else 1), start)
                 record |= {"val_loss": result["loss"], "val_bits_per_byte": result["bits_per_byte"], "floor": result["floor"]}
                 bar.write(_progress(record))
             metrics.append(record)
@@ -233,12 +241,12 @@ def train(out, config, resume=False, engine_name="auto", **options):
                 bar.write(f"  sample: {sample(engine, tokenizer, recipe.seed)!r}")
             bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {record['lr']:.1e}, {record['tokens_per_s']:,} tokens/s", refresh=False)
             bar.update()
-            if step % recipe.save_every == 0 or last or stop.asked:
+            if step % recipe.save_every == 0 or step == last or stop.asked:
                 metrics.sync()
-                checkpoint.save(out / "checkpoints", engine.state(), recipe.keep)
+                checkpoint.save(out / "checkpoints", engine.state(), model, tokenizer.model, recipe.keep)
                 _draw(out, metrics.records, model)
-    if engine.step < recipe.steps:
-        print(f"stopped after step {engine.step} of {recipe.steps}, all saved; to continue: python -m minillama train --resume --out {out}")
+    if engine.step < last:
+        print(f"stopped after step {engine.step} of {last}, all saved; to continue: python -m minillama train --resume --out {out}")
         return INTERRUPTED
     if result is not None:
         print(table(result))
@@ -246,21 +254,21 @@ def train(out, config, resume=False, engine_name="auto", **options):
     return 0
 
 
-def train_step(engine, mixture, recipe):
-    """One update: the schedule and the batch of the engine's next step. Returns its line of metrics.jsonl."""
+def train_step(engine, mixture, recipe, start=0):
+    """One update: the schedule and the batch of the engine's next step, counted from `start`. Returns its line of metrics.jsonl."""
     started = time.perf_counter()
-    step, rows = engine.step + 1, recipe.batch_size * recipe.accumulate
+    step, rows = engine.step + 1 - start, recipe.batch_size * recipe.accumulate
     lr = learning_rate(step, recipe.lr, recipe.steps, recipe.warmup_steps, recipe.final_lr_fraction)
     tokens, targets = mixture.batch(step, rows)
     cuts = range(0, rows, recipe.batch_size)
     result = engine.train_step([(tokens[i:i + recipe.batch_size], targets[i:i + recipe.batch_size]) for i in cuts], lr)
-    return {"step": step, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
+    return {"step": engine.step, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
             "tokens": step * tokens.size, "tokens_per_s": round(tokens.size / (time.perf_counter() - started))}  # fmt: skip
 
 
-def validate(engine, mixture, recipe, limit):
+def validate(engine, mixture, recipe, limit, start=0):
     """Score the held-out text, about `limit` tokens of each source: what `summary` gives."""
-    epochs = mixture.epochs(engine.step * recipe.batch_size * recipe.accumulate * recipe.seq_len)
+    epochs = mixture.epochs((engine.step - start) * recipe.batch_size * recipe.accumulate * recipe.seq_len)
     scores = evaluate(engine, mixture.shards, recipe.seq_len, mixture.bos_id, recipe.batch_size, limit, epochs)
     return summary(mixture.shards, scores)
 
@@ -280,7 +288,8 @@ def _introduce(out, config, engine, tokenizer, shards):
               f"{shard.val.scored:>9,} held out, {shard.val.bytes / shard.val.scored:.2f} bytes/token")  # fmt: skip
     floor = mix_floor(shards)
     known = "no floor is known for this text" if floor is None else f"the floor is {floor:.3f}: no model can do better on average"
-    print(f"  expect a loss of ln {tokenizer.vocab_size} = {math.log(tokenizer.vocab_size):.2f} nats/token at the start; {known}")
+    first = f"expect a loss of ln {tokenizer.vocab_size} = {math.log(tokenizer.vocab_size):.2f} nats/token at the start"
+    print(f"  {first if config.source is None else 'the weights are not fresh'}; {known}")
 
 
 def _progress(record):

@@ -21,7 +21,7 @@ def call(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["", "train", "generate", "eval", "info", "gradcheck", "compare",
+@pytest.mark.parametrize("command", ["", "train", "generate", "eval", "info", "gradcheck", "compare", "export", "import",
                                      "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"])  # fmt: skip
 def test_help(command, capsys):
     status, out, _ = call(capsys, *command.split(), "--help")
@@ -241,7 +241,7 @@ def test_a_read_only_folder(folder, capsys, monkeypatch):
 
 
 BAD_USE = {
-    "no run": (["generate", "nowhere"], r"nowhere holds no run"),
+    "no run": (["generate", "nowhere"], r"nowhere does not exist"),
     "a long prompt": (["generate", "RUN", "--prompt", "Ann has a kite " * 200], r"the prompt has \d+ tokens, and the context .* holds 256"),
     "temperature": (["generate", "RUN", "--temperature", "-1"], r"temperature is -1\.0, and must be at least 0"),
     "temperature nan": (["generate", "RUN", "--temperature", "nan"], r"temperature is nan"),
@@ -250,7 +250,7 @@ BAD_USE = {
     "n": (["generate", "RUN", "-n", "0"], r"-n is 0, and must be at least 1"),
     "seed": (["generate", "RUN", "--seed", "-1"], r"--seed is -1, and must be at least 0"),
     "eval of nothing": (["eval", "RUN", "--data", "none.txt"], r"cannot read none\.txt"),
-    "info of nothing": (["info", "8B"], r"8B is neither the folder of a run nor a preset"),
+    "info of nothing": (["info", "8B"], r"8B is neither a run, nor a model, nor a preset"),
     "no model": (["tokenizer", "encode", "none.model", "a"], r"none\.model"),
     "a text for a model": (["tokenizer", "encode", "a.txt", "a"], r"a\.txt .*not a SentencePiece model"),
     "an id out of range": (["tokenizer", "decode", "RUN", "290"], r"token id 290 .* 0 to 289"),
@@ -282,7 +282,7 @@ def test_a_broken_checkpoint_is_named(finished, tmp_path, capsys):  # noqa: F811
 
 def test_errors_have_no_traceback():
     done = subprocess.run([sys.executable, "-m", "minillama", "generate", "nowhere"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere holds no run: it has no config.toml\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere does not exist\n")
 
 
 def test_ctrl_c_while_nothing_is_trained_yet(capsys, monkeypatch):

@@ -150,10 +150,10 @@ def test_torn_metrics_line_and_later_steps_are_dropped(finished, text, tmp_path,
 
     out, original = tmp_path / "a", checkpoint.save
 
-    def crash_later(folder, state, keep):
+    def crash_later(folder, state, *rest):
         if state["step"] == 10:
             raise KeyboardInterrupt
-        return original(folder, state, keep)
+        return original(folder, state, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", crash_later)
@@ -233,16 +233,16 @@ def test_divergence_keeps_the_last_good_checkpoint(text, tmp_path, capsys, monke
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(text, tmp_path, capsys, monkeypatch):
-    from minillama import checkpoint
+    from minillama.interop import hf
 
-    original = checkpoint.save_file
+    original = hf.write_safetensors
 
-    def full(tensors, path, *metadata):
+    def full(path, *rest):
         if "step-000010" in str(path):
             raise OSError(28, "No space left on device", str(path))
-        original(tensors, path, *metadata)
+        original(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(hf, "write_safetensors", full)
     assert run(tmp_path / "a", *SMALL, text=text) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith("No space left on device")
     assert sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir()) == ["latest", "step-000005"]

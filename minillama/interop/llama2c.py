@@ -1,0 +1,101 @@
+"""llama2.c's files: model.bin in its version 0, and tokenizer.bin, for run.c.
+
+    model.bin = dim hidden_dim n_layers n_heads n_kv_heads vocab_size max_seq_len, 7 int32; vocab_size is negative for a head of its own
+                then float32: tok_embeddings   attention_norm of all layers   wq of all   wk   wv   wo   ffn_norm   w1   w2   w3   norm
+                cos and sin of RoPE, (max_seq_len, Dh/2) each, which run.c passes over   output, where it is not the embedding
+
+run.c computes with norm_eps 1e-5 and rope_theta 10000, whatever the model was trained with: the file does not hold them.
+https://github.com/karpathy/llama2.c.
+"""
+import math
+import os
+import struct
+
+import numpy as np
+
+from ..errors import InputError
+from ..nn import param_shapes
+from ..nn.model import BLOCK_NAMES
+from ..nn.rope import rope_tables
+from . import vocabulary
+from .files import inside, read_bytes, whole
+from .model import Model, Tensors, cast, config_for
+
+MODEL, TOKENIZER = "model.bin", "tokenizer.bin"
+HEADER = struct.Struct("<7i")
+VERSIONED = 0x616B3432  # "ak42", with which later versions start
+NORM_EPS, ROPE_THETA = 1e-5, 10000.0
+
+
+def _layout(config, tied=False):
+    """Names of all blocks of the file in their order; `None` stands for the tables of RoPE."""
+    layers = [f"layers.{layer}.{name}" for name in BLOCK_NAMES for layer in range(config.n_layers)]
+    return ["tok_embeddings", *layers, "norm", None, *([] if tied else ["output"])]
+
+
+def write(path, model, dtype="f32"):
+    """Write a folder with both files, one tensor at a time.
+
+    Raises:
+        InputError: what the format cannot hold: another dtype, another base of RoPE, another order of the vocabulary
+    """
+    config = model.config
+    if dtype != "f32":
+        raise InputError(f"--dtype is {dtype}, and llama2.c's version 0 is float32")
+    if config.rope_theta != ROPE_THETA:
+        raise InputError(f"rope_theta is {config.rope_theta:g}, and llama2.c computes with {ROPE_THETA:g}")
+    tokenizer = vocabulary.to_tokenizer_bin(model.tokenizer)
+    with whole(path) as making:
+        making.mkdir()
+        (making / TOKENIZER).write_bytes(tokenizer)
+        with open(making / MODEL, "wb") as file:
+            heads = (config.n_heads, config.n_heads)
+            file.write(HEADER.pack(config.dim, config.hidden_dim, config.n_layers, *heads, -config.vocab_size, config.max_seq_len))
+            for name in _layout(config):
+                if name is None:
+                    for table in rope_tables(config.max_seq_len, config.head_dim, config.rope_theta):
+                        file.write(table)
+                else:
+                    file.write(cast(model.tensors[name], "f32", name))
+
+
+def read(path):
+    """The Model of a .bin with its tokenizer.bin beside it, or of a folder with both. Raises InputError for what is broken."""
+    path = path / MODEL if path.is_dir() else path
+    path = inside(path.parent, path.name)
+    try:
+        with open(path, "rb") as file:
+            dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = HEADER.unpack(file.read(HEADER.size))
+            size = os.fstat(file.fileno()).st_size
+    except struct.error:
+        raise InputError(f"{path} is not a model of llama2.c: it has less than the {HEADER.size} bytes of a header") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if dim == VERSIONED:
+        raise InputError(f"{path} is version {hidden_dim} of llama2.c's format, and only version 0 is read")
+    numbers = (dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), max_seq_len)
+    if min(numbers) < 1:
+        raise InputError(f"{path} is not a model of llama2.c: its header says {', '.join(map(str, numbers))}")
+    tied = vocab_size > 0
+    expected = HEADER.size + 4 * (
+        2 * dim * abs(vocab_size) // (1 + tied) + dim + max_seq_len * (dim // n_heads)
+        + n_layers * (2 * dim * dim + 2 * dim * (dim // n_heads * n_kv_heads) + 3 * dim * hidden_dim + 2 * dim)
+    )  # fmt: skip
+    if size != expected:                                         # before a false number of layers is worked through
+        raise InputError(f"{path} is not a whole model of llama2.c: it has {size} bytes, and its header makes {expected}")
+    if n_kv_heads != n_heads:
+        raise InputError(f"{path}: n_kv_heads is {n_kv_heads}, and n_heads {n_heads}: grouped-query attention is not LLaMA-1's")
+    shape = dict(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=abs(vocab_size), max_seq_len=max_seq_len)
+    config = config_for(path, hidden_dim, norm_eps=NORM_EPS, rope_theta=ROPE_THETA, **shape)
+    shapes, starts, position = param_shapes(config), {}, HEADER.size
+    for name in _layout(config, tied):
+        starts[name] = position
+        position += 4 * (max_seq_len * config.head_dim if name is None else math.prod(shapes[name]))
+
+    def load(name):
+        start = starts["tok_embeddings" if tied and name == "output" else name]
+        return np.memmap(path, np.float32, "r", start, shapes[name])
+
+    beside = inside(path.parent, TOKENIZER)
+    tokenizer = vocabulary.from_tokenizer_bin(read_bytes(beside, vocabulary.MAX_BYTES), config.vocab_size, beside)
+    return Model(config, Tensors(shapes, load, path), tokenizer, "f32", "llama2.c")

@@ -1,0 +1,211 @@
+"""Meta's own files: params.json, consolidated.00.pth, tokenizer.model. The one format that is a pickle.
+
+A pickle is a program. Before PyTorch opens one here, its instructions are read without being run, and what is not needed to name
+tensors is refused; then PyTorch is asked for tensors only (`weights_only`). The larger models come in several files, each with a
+part of every matrix.
+"""
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..nn import param_shapes
+from . import vocabulary
+from .files import inside, read_bytes, read_json, whole, write_json
+from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes
+
+OUTSIDE = {"tok_embeddings": "tok_embeddings.weight", "norm": "norm.weight", "output": "output.weight"}
+INSIDE = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
+          "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}  # fmt: skip
+BY_COLUMNS = ("tok_embeddings", "wo", "w2")  # of the parts in several files; the other matrices are cut by rows
+CONTEXT = 2048  # LLaMA-1's: the files do not say
+MAX_PICKLE = 10_000_000  # bytes of the pickle alone: names and shapes, no numbers
+CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")  # the instructions that fetch something to call
+ALLOWED = {
+    "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+    "torch FloatStorage", "torch HalfStorage", "torch BFloat16Storage",
+}  # fmt: skip
+
+
+def meta_name(name):
+    """What Meta's code calls a parameter: layers.0.wq -> layers.0.attention.wq.weight."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    _, layer, inner = name.split(".")
+    return f"layers.{layer}.{INSIDE.get(inner, inner)}.weight"
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError:
+        raise InputError("Meta's format needs PyTorch, which is not installed here: the other formats do without it") from None
+    return torch
+
+
+def write(path, model, dtype="f32"):
+    """Write a folder with the three files.
+
+    PyTorch saves all tensors in one call, so they are laid out in a file beside it first, one at a time, and mapped from there.
+    """
+    torch, config, shapes = _torch(), model.config, param_shapes(model.config)
+    with whole(path) as making:
+        making.mkdir()
+        (making / "tokenizer.model").write_bytes(model.tokenizer)
+        write_json(making / "params.json", {
+            "dim": config.dim, "multiple_of": config.multiple_of, "n_heads": config.n_heads, "n_layers": config.n_layers,
+            "norm_eps": config.norm_eps, "vocab_size": -1,
+            **({} if config.rope_theta == 10000.0 else {"rope_theta": config.rope_theta}),
+        })  # fmt: skip
+        plain = making / "tensors"
+        with open(plain, "wb") as file:
+            for name in shapes:
+                file.write(cast(model.tensors[name], dtype, name).reshape(-1).view(np.uint8))
+        state, start = {}, 0
+        for name, shape in shapes.items():
+            data = np.memmap(plain, np.uint8, "r+", start, (int(np.prod(shape)) * DTYPES[dtype].itemsize,))
+            state[meta_name(name)] = torch.from_numpy(data).view(_torch_dtypes()[dtype]).view(shape)
+            start += data.nbytes
+        try:
+            torch.save(state, making / "consolidated.00.pth")
+        except RuntimeError as error:
+            raise OSError(_first_line(error)) from None
+        plain.unlink()
+
+
+def _torch_dtypes():
+    torch = _torch()
+    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- reading
+
+def read(folder):
+    """The Model of a folder of Meta's. Raises InputError for what is broken, unsafe, or not LLaMA-1."""
+    folder = Path(folder)
+    settings = Settings(read_json(inside(folder, "params.json")), folder / "params.json")
+    files = sorted(path.name for path in folder.glob("consolidated.*.pth"))
+    if files != [f"consolidated.{part:02d}.pth" for part in range(max(len(files), 1))]:
+        raise InputError(f"{folder} holds {', '.join(files) or 'no consolidated.00.pth'}: the parts must be 00, 01 ... with none missing")
+    files = [inside(folder, name) for name in files]
+    parts = [_shapes(path) for path in files]
+    found = _joined(parts, folder)
+    path = inside(folder, "tokenizer.model")
+    tokenizer = read_bytes(path, vocabulary.MAX_BYTES)
+    pieces = vocabulary.read_pieces(tokenizer, path)
+    config = _read_config(settings, found, len(pieces))
+    check_shapes({name: shape for name, (shape, _) in found.items()}, file_shapes(config, len(found), folder, meta_name), folder)
+
+    def load(name):
+        tensors = [_load(file)[meta_name(name)] for file in files]
+        if len(shapes[name]) == 1:
+            tensors = tensors[:1]                                # every part has all of the norm gains
+        arrays = [tensor.detach().float().numpy() for tensor in tensors]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
+
+    shapes = param_shapes(config)
+    dtypes = {dtype for _, dtype in found.values()}
+    dtype = next((name for name, dtype in _torch_dtypes().items() if dtypes == {dtype}), "f32")
+    return Model(config, Tensors(shapes, load, folder), tokenizer, dtype, f"Meta's format, {len(files)} file(s)")
+
+
+def _axis(name):
+    """Along which a matrix is cut, by Meta's name or ours."""
+    return 1 if name.removesuffix(".weight").split(".")[-1] in BY_COLUMNS else 0
+
+
+def _read_config(settings, found, n_pieces):
+    ours = "and LLaMA-1 has not"
+    settings.only("vocab_size", (-1, n_pieces), f"and the tokenizer has {n_pieces} pieces")
+    settings.only("n_kv_heads", (settings.integer("n_heads"),), "grouped-query attention is not LLaMA-1's")
+    settings.only("use_scaled_rope", (False,), ours)
+    settings.only("quantization_args", (), ours)
+    settings.only("lora_args", (), ours)
+    settings.only("moe_args", (), ours)
+    w1 = meta_name("layers.0.w1")
+    if w1 not in found or len(found[w1][0]) != 2:
+        raise InputError(f"{settings.where.parent} has no matrix {w1}")
+    return config_for(
+        settings.where,
+        found[w1][0][0],
+        dim=settings.integer("dim"),
+        n_layers=settings.integer("n_layers"),
+        n_heads=settings.integer("n_heads"),
+        vocab_size=n_pieces,
+        norm_eps=settings.number("norm_eps"),
+        rope_theta=settings.number("rope_theta", 10000.0),
+        max_seq_len=CONTEXT,
+    )
+
+
+def _joined(parts, folder):
+    """name -> (shape, dtype) of the whole tensors."""
+    joined = {}
+    for name, (shape, dtype) in parts[0].items():
+        if any(part.get(name) != (shape, dtype) for part in parts):
+            raise InputError(f"{folder}: {name} is not the same in all {len(parts)} parts")
+        if len(shape) == 2:
+            shape = tuple(size * (len(parts) if axis == _axis(name) else 1) for axis, size in enumerate(shape))
+        joined[name] = shape, dtype
+    for part in parts[1:]:
+        for name in part:
+            if name not in joined:
+                raise InputError(f"{folder}: {name} is not in all {len(parts)} parts")
+    return joined
+
+
+def _shapes(path):
+    """name -> (shape, dtype) of one file, looked through before PyTorch opens it."""
+    _inspect(path)
+    found, limit = {}, path.stat().st_size
+    allowed = set(_torch_dtypes().values())
+    state = _load(path)
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, _torch().Tensor) or tensor.dtype not in allowed:
+            raise InputError(f"{path}: {name!r:.60} is not a tensor of float32, float16 or bfloat16")
+        limit -= tensor.numel() * tensor.element_size()
+        if limit < 0 or not tensor.is_contiguous():
+            raise InputError(f"{path}: {name!r:.60} is larger than what the file holds of it")
+        if name != "rope.freqs":                                 # a function of theta, and computed here
+            found[name] = tuple(tensor.shape), tensor.dtype
+    return found
+
+
+def _load(path):
+    """The tensors of one file, mapped."""
+    try:
+        return _torch().load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:                                   # whatever PyTorch finds wrong with a file, in many types
+        raise InputError(f"{path} is not a whole file of tensors: {_first_line(error)}") from None
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _inspect(path):
+    """Refuse a file that is not a plain zip of storages, or whose pickle calls anything but what rebuilds a tensor."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+                raise InputError(f"{path} is compressed, and PyTorch's files are not")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise InputError(f"{path} announces more than it holds")
+            pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
+                raise InputError(f"{path} has not one pickle of names and shapes")
+            for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+                if opcode.name in CALLS and argument not in ALLOWED:
+                    called = str(argument or opcode.name).replace(" ", ".")
+                    raise InputError(f"{path} is refused: its pickle calls {called}, and tensors need no such thing")
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, ValueError, KeyError, IndexError, EOFError, NotImplementedError, RuntimeError, OverflowError,
+            struct.error, OSError) as error:  # fmt: skip
+        raise InputError(f"{path} is not a whole file of PyTorch's: {_first_line(error)}") from None

@@ -1,0 +1,165 @@
+"""What every format says of a model, in minillama's own terms: each reader makes a Model, each writer takes one.
+
+    config     ModelConfig: LLaMA-1's shape, and nothing that it has not
+    tensors    Meta's name -> float32 array with interleaved RoPE, read from the file when it is asked for
+    tokenizer  the bytes of a SentencePiece `.model`
+"""
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import InputError
+from ..nn import param_shapes
+
+DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One LLaMA.
+
+    dtype: the narrowest of DTYPES that holds every tensor exactly
+    about: where it comes from, in words
+    """
+
+    config: ModelConfig
+    tensors: Mapping
+    tokenizer: bytes
+    dtype: str = "f32"
+    about: str = ""
+
+
+class Tensors(Mapping):
+    """Parameters that stay in their file: each look-up reads one tensor and forgets it.
+
+    names: iterable of str        Meta's, in the model's order
+    read:  (name) -> array        of any dtype in DTYPES
+    where: str                    the file, for messages
+    """
+
+    def __init__(self, names, read, where):
+        self._names, self._read, self._where = dict.fromkeys(names), read, where
+
+    def __getitem__(self, name):
+        """float32 array. Raises InputError where it holds NaN or infinity, or the file has changed or gone since."""
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            tensor = np.asarray(self._read(name), np.float32)
+        except OSError as error:
+            raise InputError(f"{self._where}: {name} cannot be read ({error})") from None
+        if not finite(tensor):
+            raise InputError(f"{self._where} is broken: {name} holds values that are not finite")
+        return tensor
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self):
+        return len(self._names)
+
+
+def finite(tensor):
+    """True if no value is NaN or infinite. The extremes tell, and need no second array of the tensor's size."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(tensor.min()) and np.isfinite(tensor.max()))
+
+
+def cast(tensor, dtype, name):
+    """The tensor in one of DTYPES, rounded to nearest even. Raises InputError where a value is too large for it."""
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(tensor, DTYPES[dtype])
+    if dtype != "f32" and not finite(out):
+        raise InputError(f"{name} holds {np.abs(tensor).max():g}, which {dtype} cannot: export it as f32")
+    return out
+
+
+def config_for(where, hidden_dim, **fields):
+    """The ModelConfig with exactly this feed-forward width. LLaMA derives the width from dim and multiple_of, so a multiple_of that
+    gives it is looked for: the largest power of two that does, else the width itself.
+
+    Raises:
+        InputError: no multiple_of gives it, or a field out of range
+    """
+    try:
+        power = hidden_dim & -hidden_dim                         # the largest power of two that divides it
+        least = 8 * fields["dim"] // 3
+        config = ModelConfig(multiple_of=power if hidden_dim - least < power else max(hidden_dim, 1), **fields)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if config.hidden_dim != hidden_dim:
+        raise InputError(f"{where}: the feed-forward width is {hidden_dim}, and LLaMA-1's is at least 2/3 * 4 * dim = {least}")
+    return config
+
+
+def file_shapes(config, n_found, where, file_name):
+    """What a file must hold: dict of the file's name of a tensor -> shape.
+
+    Args:
+        n_found:   int              tensors the file has: a false number of layers must not be worked through
+        file_name: (name) -> str    what the file calls a parameter; None where it leaves it out
+    """
+    if config.n_layers > n_found:
+        raise InputError(f"{where} has {n_found} tensors, too few for {config.n_layers} layers")
+    shapes = {file_name(name): shape for name, shape in param_shapes(config).items()}
+    return {name: shape for name, shape in shapes.items() if name is not None}
+
+
+def check_shapes(found, expected, where):
+    """Compare what a file holds with what it must hold, before anything is read.
+
+    Args:
+        found, expected: dict name -> shape    by the names of the file
+
+    Raises:
+        InputError: a tensor that is missing, not LLaMA's, or of another shape
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{where} has no tensor {name}")
+        if tuple(found[name]) != shape:
+            raise InputError(f"{where}: {name} has the shape {tuple(found[name])}, and the configuration says {shape}")
+    for name in found:
+        if name not in expected:
+            raise InputError(f"{where} has a tensor {name!r:.80}, which LLaMA-1 has not")
+
+
+class Settings:
+    """Keys of a configuration that came from outside, each with its type checked.
+
+    values: dict
+    where:  str     the file, for messages
+    """
+
+    def __init__(self, values, where):
+        self.values, self.where = values, where
+
+    def integer(self, key, default=None):
+        """A whole number of at least 1."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            self._refuse(key, value, "must be a whole number from 1 to 2147483647")
+        return value
+
+    def number(self, key, default=None):
+        """A finite number, as float."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300 or not math.isfinite(value):
+            self._refuse(key, value, "must be a number")
+        return float(value)
+
+    def only(self, key, allowed, why):
+        """Refuse a key that is there with a value LLaMA-1 has not; null is as good as absent."""
+        value = self.values.get(key)
+        if value is not None and value not in allowed:
+            self._refuse(key, value, why)
+
+    def _refuse(self, key, value, why):
+        if value is None:
+            raise InputError(f"{self.where} has no {key}")
+        shown = repr(value)
+        raise InputError(f"{self.where}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}, {why}")
