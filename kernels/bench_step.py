@@ -77,7 +77,7 @@ def compiled(config, device, dtype):
     params = {name: torch.from_numpy(array).to(device, dtype) for name, array in fresh_params(config, device).items()}
     model = Llama(config, "reference", params=params)
     model.tables(0, config.max_seq_len)                          # made and kept before the compiler looks
-    forward = torch.compile(model.loss, fullgraph=True, dynamic=False)
+    forward = torch.compile(model, fullgraph=True, dynamic=False)
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
     def loss(tokens, targets):

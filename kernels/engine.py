@@ -190,7 +190,7 @@ class TorchEngine:
             self._received.clear()
             loss = torch.zeros((), device=self.device)
             for (tokens, targets), count in zip(batches, scored):
-                part = self.model.loss(self._tensor(tokens), self._tensor(targets)) * (count / max(sum(scored), 1))
+                part = self.model(self._tensor(tokens), self._tensor(targets)) * (count / max(sum(scored), 1))
                 part.backward()
                 loss += part.detach()
             for name in self._grads.views.keys() - self._received:
@@ -217,7 +217,7 @@ class TorchEngine:
         check_tokens(tokens, self.config)
         count = int((targets != IGNORE).sum())
         with self._explained_batch([(tokens, targets)]):
-            return float(self.model.loss(self._tensor(tokens), self._tensor(targets))) * count, count
+            return float(self.model(self._tensor(tokens), self._tensor(targets))) * count, count
 
     @torch.inference_mode()
     def logits(self, tokens):

@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.nn import ModuleList, Parameter, ParameterDict
+from torch.nn import ModuleList, Parameter
 
 from minillama.errors import InputError
 from minillama.nn import init_params
@@ -51,8 +51,26 @@ def _ops(kernels, attention):
     return Ops(embedding, partial(block, attention=attention), rmsnorm, linear_cross_entropy)
 
 
+class Layer(torch.nn.Module):
+    """The 9 parameters of one layer, and the op that computes with them."""
+
+    def __init__(self, config, block, params):
+        super().__init__()
+        self.config, self.block = config, block
+        for name, tensor in params.items():
+            self.register_parameter(name, Parameter(tensor))
+
+    def params(self):
+        """The parameters under their short names: where they are sharded, those that are gathered for the moment."""
+        return dict(self.named_parameters())
+
+    def forward(self, x, cos, sin):
+        """(B, T, D) -> (B, T, D)."""
+        return self.block(x, self.params(), cos, sin, self.config)
+
+
 class Llama(torch.nn.Module):
-    """The model.
+    """The model. The loss is computed inside `forward`, where a library that shards parameters has gathered those of the output head.
 
     kernels:       str           "reference" or "triton"
     attention:     str           of the Triton block: "triton", "cudnn" or "flash"
@@ -66,7 +84,7 @@ class Llama(torch.nn.Module):
         if params is None:
             params = {name: torch.tensor(array, dtype=dtype, device=device) for name, array in init_params(config).items()}
         self.tok_embeddings = Parameter(params["tok_embeddings"])
-        self.layers = ModuleList(ParameterDict(layer_params(params, layer).items()) for layer in range(config.n_layers))
+        self.layers = ModuleList(Layer(config, self.ops.block, layer_params(params, layer)) for layer in range(config.n_layers))
         self.norm, self.output = Parameter(params["norm"]), Parameter(params["output"])
         self._tables = None
 
@@ -79,21 +97,24 @@ class Llama(torch.nn.Module):
                 self._tables = tuple(table.to(device) for table in tables)
         return tuple(table[start:end] for table in self._tables)
 
-    def hidden(self, tokens):
-        """(B, T) int64 -> (B, T, D): everything below the output head."""
+    def forward(self, tokens, targets=None):
+        """Logits, or the loss.
+
+        Args:
+            tokens:  (B, T) int64
+            targets: (B, T) int64, optional    ids, or IGNORE where nothing is scored
+
+        Returns:
+            logits (B, T, V); with targets the mean of nats over the scored tokens, () float32, 0 where there are none
+        """
         x = self.ops.embedding(tokens, self.tok_embeddings)
         cos, sin = self.tables(0, tokens.shape[1])
         for layer in self.layers:
-            x = self.ops.block(x, dict(layer.items()), cos, sin, self.config)
-        return self.ops.rmsnorm(x, self.norm, self.config.norm_eps)
-
-    def forward(self, tokens):
-        """(B, T) int64 -> logits (B, T, V)."""
-        return reference.linear_forward(self.hidden(tokens), self.output)
-
-    def loss(self, tokens, targets):
-        """(B, T) int64 x 2 -> 0-dim float32: mean nats over the scored tokens, 0 where there are none."""
-        return self.ops.linear_cross_entropy(self.hidden(tokens), self.output, targets)
+            x = layer(x, cos, sin)
+        x = self.ops.rmsnorm(x, self.norm, self.config.norm_eps)
+        if targets is None:
+            return reference.linear_forward(x, self.output)
+        return self.ops.linear_cross_entropy(x, self.output, targets)
 
     def decode(self, tokens, cache):
         """Logits (B, T, V) of the next T positions; advances the cache. Plain PyTorch for both sets of ops: one token at a
@@ -102,7 +123,7 @@ class Llama(torch.nn.Module):
         cos, sin = self.tables(cache.length, end)
         x = reference.embedding_forward(tokens, self.tok_embeddings)
         for i, layer in enumerate(self.layers):
-            x = reference.block_forward(x, layer, cos, sin, self.config, kv=partial(cache.extend, i))
+            x = reference.block_forward(x, layer.params(), cos, sin, self.config, kv=partial(cache.extend, i))
         cache.length = end
         return reference.linear_forward(reference.rmsnorm_forward(x, self.norm, self.config.norm_eps), self.output)
 

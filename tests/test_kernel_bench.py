@@ -577,14 +577,14 @@ def test_trainers_of_peers_learn_the_same_thing():
     params = bench_step.fresh_params(config, device)
     engine = TorchEngine(config, TrainConfig(seq_len=8), params, device="cpu", dtype="float32")
     model = Llama(config, "reference", params={name: torch.from_numpy(array.copy()) for name, array in params.items()})
-    peer = bench_step._trainer(model, model.loss, device)
+    peer = bench_step._trainer(model, model, device)
     tokens = torch.randint(0, config.vocab_size, (2, 9)).numpy()
     for _ in range(4):
         expected = engine.train_step([(tokens[:, :-1], tokens[:, 1:])], bench_step.LR).loss
         assert peer(tokens[:, :-1], tokens[:, 1:]) == pytest.approx(expected, rel=1e-5)
     rounded = Llama(config, "reference", params={name: torch.from_numpy(array).bfloat16() for name, array in params.items()})
     before = rounded.output.detach().clone()
-    bench_step._trainer(rounded, rounded.loss, device)(tokens[:, :-1], tokens[:, 1:])
+    bench_step._trainer(rounded, rounded, device)(tokens[:, :-1], tokens[:, 1:])
     assert not torch.equal(rounded.output, before)               # the master weights come back
 
 

@@ -132,7 +132,7 @@ def test_model(dtype):
     grads = nn.model_backward(nn.cross_entropy_backward(1.0, loss_cache), cache)
 
     tokens, targets = (torch.from_numpy(ids).to(DEVICE) for ids in (tokens, targets))
-    losses = [model.loss(tokens, targets) for model in models]
+    losses = [model(tokens, targets) for model in models]
     for value in losses:
         value.backward()
     close("logits", models[1](tokens), models[0](tokens), logits, dtype)

@@ -76,7 +76,7 @@ def test_low_precision_stays_low(tiny):
     model = Llama(tiny, dtype=torch.bfloat16)
     tokens, targets = map(torch.tensor, batch(tiny, 2, 9))
     assert model(tokens).dtype == torch.bfloat16
-    assert model.loss(tokens, targets).dtype == torch.float32
+    assert model(tokens, targets).dtype == torch.float32
     assert model.tables(0, 9)[0].dtype == torch.float32
 
 
@@ -140,7 +140,7 @@ def test_model_is_numpys(tiny):
     logits, cache = nn.model_forward(tokens, params, tiny)
     loss, loss_cache = nn.cross_entropy_forward(logits, targets)
     grads = nn.model_backward(nn.cross_entropy_backward(1.0, loss_cache), cache)
-    result = model.loss(torch.tensor(tokens), torch.tensor(targets))
+    result = model(torch.tensor(tokens), torch.tensor(targets))
     result.backward()
     assert (result.shape, result.dtype) == ((), torch.float32)
     assert result.item() == pytest.approx(float(loss), rel=MODEL_FLOAT32)
@@ -150,7 +150,7 @@ def test_model_is_numpys(tiny):
 
 def test_no_scored_token_is_a_loss_of_0(tiny):
     model = Llama(tiny)
-    loss = model.loss(*map(torch.tensor, ignored(tiny)))
+    loss = model(*map(torch.tensor, ignored(tiny)))
     loss.backward()
     assert loss.item() == 0
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
@@ -185,7 +185,7 @@ def test_same_input_matrices_lie_side_by_side(tiny):
     for layer in engine.model.layers:
         for names in (("wq", "wk", "wv"), ("w1", "w3")):
             for left, right in itertools.pairwise(names):
-                assert layer[left].data_ptr() + 4 * layer[left].numel() == layer[right].data_ptr()
+                assert getattr(layer, left).data_ptr() + 4 * getattr(layer, left).numel() == getattr(layer, right).data_ptr()
     assert (engine._params.flat[engine._params.matrices:] == 1).all()
     assert len(engine._params.flat) - engine._params.matrices == (2 * tiny.n_layers + 1) * tiny.dim
 
@@ -209,7 +209,7 @@ def test_norm_gains_do_not_decay(tiny):
 def test_a_parameter_without_a_gradient_has_a_gradient_of_0(tiny):
     engine = on_cpu(tiny)
     engine.train_step([batch(tiny, 2, 5)], 1e-2)
-    engine.model.layers[1]["w2"].requires_grad_(False)
+    engine.model.layers[1].w2.requires_grad_(False)
     engine.train_step([batch(tiny, 2, 5)], 1e-2)
     assert (engine._grads.views["layers.1.w2"] == 0).all()
     assert (engine._grads.views["layers.1.w1"] != 0).any()
@@ -258,19 +258,19 @@ def test_divergence_is_numpys(tiny):
 def test_an_exploding_gradient_is_named(dtype, tiny):
     engine = on_cpu(tiny, dtype=dtype)
     engine.train_step([batch(tiny, 2, 5)], 1e-2)
-    kept, copy = arrays(engine), engine.model.layers[0]["wk"].detach().clone()
-    engine.model.layers[0]["wk"].register_hook(lambda grad: grad * math.nan)
+    kept, copy = arrays(engine), engine.model.layers[0].wk.detach().clone()
+    engine.model.layers[0].wk.register_hook(lambda grad: grad * math.nan)
     with pytest.raises(Diverged, match=r"step 2: loss \d.*, gradient norm nan; first not finite is the gradient of layers\.0\.wk"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
     assert all(np.array_equal(array, kept[name]) for name, array in arrays(engine).items())
-    assert torch.equal(engine.model.layers[0]["wk"], copy)
+    assert torch.equal(engine.model.layers[0].wk, copy)
     assert engine.step == 1
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_either(tiny, monkeypatch):
     engine = on_cpu(tiny)
-    kept, original = arrays(engine), engine.model.loss
-    monkeypatch.setattr(engine.model, "loss", lambda *pair: original(*pair) + math.inf)
+    kept, original = arrays(engine), engine.model.forward
+    monkeypatch.setattr(engine.model, "forward", lambda *pair: original(*pair) + math.inf)
     with pytest.raises(Diverged, match="step 1: loss inf"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
     assert all(np.array_equal(array, kept[name]) for name, array in arrays(engine).items())
@@ -563,7 +563,7 @@ def test_out_of_memory(error, tiny, monkeypatch):
         raise error
 
     engine = on_cpu(tiny)
-    monkeypatch.setattr(engine.model, "loss", full)
+    monkeypatch.setattr(engine.model, "forward", full)
     sentence = r"a batch of 3 x 9 tokens does not fit the memory of cpu, [1-9][\d.]* GiB: lower --batch-size, and raise --accumulate by"
     for use in (lambda: engine.train_step(split(batch(tiny, 4, 9), 3), 1e-2), lambda: engine.loss(*batch(tiny, 3, 9))):
         with pytest.raises(InputError, match=sentence):
@@ -580,14 +580,14 @@ def test_a_shape_no_kernel_covers(tiny, monkeypatch):
         raise ValueError("rope_forward: x has shape (2, 5, 1, 512), and must be (B, T, H, Dh) with Dh even and at most 256")
 
     engine = on_cpu(tiny)
-    monkeypatch.setattr(engine.model, "loss", refuse)
+    monkeypatch.setattr(engine.model, "forward", refuse)
     with pytest.raises(InputError, match="engine torch cannot compute this: rope_forward: x has shape"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
 
 
 def test_another_runtime_error_is_not_about_memory(tiny, monkeypatch):
     engine = on_cpu(tiny)
-    monkeypatch.setattr(engine.model, "loss", lambda *pair: torch.ones(2, 3) @ torch.ones(2, 3))
+    monkeypatch.setattr(engine.model, "forward", lambda *pair: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
 

@@ -1,0 +1,55 @@
+"""The model with its parameters sharded over two processes (PyTorch's FSDP2, on the processor) gives the gradients of one process."""
+import os
+import socket
+
+import pytest
+import torch
+from tolerances import MODEL_FLOAT32
+from torch import distributed
+
+from kernels.model import KERNELS, Llama
+from minillama.config import ModelConfig
+
+CONFIG = ModelConfig(dim=24, n_layers=2, n_heads=3, vocab_size=37, multiple_of=10, max_seq_len=16)
+RANKS = 2
+
+
+def batch():
+    return torch.randint(CONFIG.vocab_size, (2, 2 * RANKS, 9), generator=torch.Generator().manual_seed(0))
+
+
+def one_rank(rank, port, kernels, path):
+    """Shard every layer and the rest, take this rank's rows of the batch, and let rank 0 write the gathered gradients."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    model, mesh = Llama(CONFIG, kernels), init_device_mesh("cpu", (RANKS,))
+    for part in (*model.layers, model):
+        fully_shard(part, mesh=mesh)
+    tokens, targets = batch()[:, rank::RANKS]
+    model(tokens, targets).backward()
+    grads = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    if rank == 0:
+        torch.save(grads, path)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the processor only where they are interpreted")
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_two_shards_are_one_model(kernels, tmp_path):
+    if kernels == "triton":
+        pytest.importorskip("triton")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_rank, (port, kernels, tmp_path / "grads.pt"), RANKS)
+    gathered = torch.load(tmp_path / "grads.pt")
+    whole = Llama(CONFIG)
+    whole(*batch()).backward()
+    for name, parameter in whole.named_parameters():
+        largest = parameter.grad.abs().max()
+        assert (gathered[name] - parameter.grad).abs().max() <= MODEL_FLOAT32 * largest, name
