@@ -539,6 +539,8 @@ def parse(argv):
         raise Usage("--resume needs the file of --json to go on with")
     if arguments.into and arguments.render is None:
         raise Usage("--into goes with --render")
+    if arguments.json and not arguments.resume and Path(arguments.json).exists():
+        raise Usage(f"{arguments.json} already exists: --resume goes on with it, another --json starts anew")
     if not (arguments.memory or arguments.render is not None):
         if arguments.smoke and os.environ.get("TRITON_INTERPRET") != "1":
             raise Usage("--smoke runs interpreted kernels: set TRITON_INTERPRET=1")

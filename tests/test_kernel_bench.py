@@ -254,6 +254,8 @@ def test_resume_measures_only_what_is_missing(tmp_path, capsys):
     command = ["--smoke", "--only", "rmsnorm", "--peers", "eager", "--json", str(path)]
     assert bench.main(command) == 0
     whole = path.read_text().splitlines()
+    assert bench.main(command) == 2 and "already exists: --resume goes on with it" in capsys.readouterr().err
+    assert path.read_text().splitlines() == whole
     assert len(whole) == 8                                       # the machine before and after, two contenders in three directions
     cut = [line for line in whole[:-1] if not ('"backward"' in line and '"eager", "ms"' in line)]
     unfinished = "\n".join([*whole[:4], whole[4][:50]])
