@@ -423,17 +423,17 @@ examples:
 
 def _info(arguments):
     from .plan import plan, text
-    from .run import describe
+    from .run import IMPORTED, describe
 
-    name = arguments.name
+    name, trained_here = arguments.name, True
     if name not in PRESETS and Path(name).exists():
         config, title = describe(name)
-        model, recipe = config.model_config, config.train
+        model, recipe, trained_here = config.model_config, config.train, config.preset != IMPORTED
     elif name in PRESETS:
         model, recipe, title = ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), f"{name}: {PRESETS[name].about}"
     else:
         raise InputError(f"{name} is neither a run, nor a model, nor a preset ({', '.join(PRESETS)})")
-    figures = plan(model, recipe, name)
+    figures = plan(model, recipe, name, trained_here)
     print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else text(title, model, figures))
 
 

@@ -38,14 +38,18 @@ def train_memory(config, batch_size, seq_len):
     return parts | {"total": sum(parts.values())}
 
 
-def plan(config, recipe, preset_name=None):
-    """All figures of a model and its training, as `info --json` prints them."""
+ELSEWHERE = ("steps", "train_tokens", "train_flops", "gpu_hours_estimate")  # nobody knows them of a model that was trained elsewhere
+
+
+def plan(config, recipe, preset_name=None, trained_here=True):
+    """All figures of a model and its training, as `info --json` prints them; for a model that was not trained here, those of ELSEWHERE
+    are None."""
     tokens = recipe.steps * recipe.accumulate * recipe.batch_size * recipe.seq_len
     flops = flops_per_token(config, recipe.seq_len)
     paper = PRESETS.get(preset_name)
     hours = paper.gpu_hours if paper else None
     trained = paper.train_tokens if paper and paper.train_tokens else tokens
-    return {
+    figures = {
         "parameters": count_params(config),
         "head_dim": config.head_dim,
         "hidden_dim": config.hidden_dim,
@@ -59,6 +63,7 @@ def plan(config, recipe, preset_name=None):
         "gpu_hours_paper": hours,
         "mfu_paper": flops * trained / (A100_FLOPS * hours * 3600) if hours else None,
     }
+    return figures if trained_here else figures | dict.fromkeys(ELSEWHERE)
 
 
 def _size(n):
@@ -76,13 +81,18 @@ def text(title, config, figures):
     paper = ""
     if figures["gpu_hours_paper"]:
         paper = f"; the paper's {figures['gpu_hours_paper']:,} are {100 * figures['mfu_paper']:.0f}% of it [LLaMA table 15]"
+    training, in_all, hours = "elsewhere", "", []
+    if figures["train_tokens"] is not None:
+        training = f"{figures['train_tokens']:.3g} tokens, {figures['tokens_per_step']:,} a step"
+        in_all = f", {figures['train_flops']:.3g} in all"
+        hours = [f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s{paper}"]
     return "\n".join([
         title,
         f"  shape            dim {config.dim}, {config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, "
         f"hidden {config.hidden_dim}, vocabulary {config.vocab_size}, context {config.max_seq_len}",
         f"  parameters       {figures['parameters']:,}",
-        f"  training         {figures['train_tokens']:.3g} tokens, {figures['tokens_per_step']:,} a step",
-        f"  arithmetic       {figures['flops_per_token']:.3g} FLOP a token, {figures['train_flops']:.3g} in all",
+        f"  training         {training}",
+        f"  arithmetic       {figures['flops_per_token']:.3g} FLOP a token{in_all}",
         f"  memory to train  {_size(memory['total'])} in float32 with the NumPy engine: {parts}",
-        f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s{paper}",
+        *hours,
     ])

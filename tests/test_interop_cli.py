@@ -63,6 +63,7 @@ def test_an_imported_run_leaves_what_a_run_has(imported, capsys):
     status, out, _ = call(capsys, "info", imported, "--json")
     assert status == 0
     assert json.loads(out)["rope_theta"] == 500.0
+    assert json.loads(out)["train_tokens"] is None and "training         elsewhere" in call(capsys, "info", imported)[1]
     assert f"imported from {imported.parent / 'hf'}" in call(capsys, "info", imported)[1]
     assert "Hugging Face directory" in call(capsys, "info", imported.parent / "hf")[1]
 
