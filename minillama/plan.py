@@ -85,7 +85,8 @@ def text(title, config, figures):
     if figures["train_tokens"] is not None:
         training = f"{figures['train_tokens']:.3g} tokens, {figures['tokens_per_step']:,} a step"
         in_all = f", {figures['train_flops']:.3g} in all"
-        hours = [f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s{paper}"]
+        rate = f"{100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s"
+        hours = [f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {rate}{paper}"]
     return "\n".join([
         title,
         f"  shape            dim {config.dim}, {config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, "
