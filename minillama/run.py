@@ -4,6 +4,7 @@
     runs/NAME/tokenizer.model    SentencePiece
     runs/NAME/metrics.jsonl      a line per step
     runs/NAME/loss.png           train and validation loss, floor, learning rate
+    runs/NAME/tensorboard/       the numbers of metrics.jsonl again, where TensorBoard is installed
     runs/NAME/checkpoints/       see checkpoint.py
 
 A model that came from elsewhere is a run without a training: its configuration says so in `from`, its preset is IMPORTED.

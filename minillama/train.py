@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -91,21 +92,47 @@ class Metrics:
         self.path, self.records = path, [record for record in run.read_metrics(path) if record["step"] <= step]
         checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 — closed by __exit__
+        self._board = open_board(path.with_name("tensorboard"), self.records)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self._file.close()
+        if self._board:
+            self._board.close()
 
     def append(self, record):
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._board:
+            show(self._board, record)
 
     def sync(self):
         """Put all lines on the disk: called before a checkpoint vouches for them."""
         os.fsync(self._file.fileno())
+
+
+def open_board(folder, records):
+    """A writer of the same numbers for TensorBoard; None where that is not installed. Begun anew with the records that a resumed run
+    keeps, so that no step stands in it twice."""
+    try:
+        from tensorboard.summary import Writer
+    except ImportError:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    board = Writer(str(folder))
+    for record in records:
+        show(board, record)
+    return board
+
+
+def show(board, record):
+    """One record of metrics.jsonl as TensorBoard's curves."""
+    for key, value in record.items():
+        if key != "step" and value is not None:
+            board.add_scalar(key, value, record["step"])
 
 
 class StopOnSignal:

@@ -1,6 +1,7 @@
 """Shared by all tests: one BLAS thread, so that results do not depend on the machine's cores; without CUDA, interpreted kernels."""
 import importlib.util
 import os
+import sys
 
 from minillama import machine
 
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def one_blas_thread():
     with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_tensorboard():
+    """What a run leaves is the same whether TensorBoard is installed or not; its own test brings a stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorboard.summary", None)
         yield
 
 
