@@ -106,7 +106,27 @@ def _attention(B, T, H, Dh, dtype):
     attention_backward(out, cache, out=packed)
 
 
+def _layer(name):
+    """A whole layer as the engine trains it: of a preset, or of the 1.3B model of the benchmark."""
+    from minillama.config import PRESETS, ModelConfig
+    from minillama.nn import param_shapes
+
+    from .bench_step import MODEL
+    from .block import NAMES, block_backward, block_forward
+
+    config = ModelConfig(**PRESETS[name].model) if name in PRESETS else MODEL
+    T = config.max_seq_len
+    table = _meta(T, config.head_dim // 2, dtype=torch.float32)
+    params = {short: _meta(*param_shapes(config)[f"layers.0.{short}"]) for short in NAMES}
+    out, cache = block_forward(_meta(8, T, config.dim), params, table, table, config)
+    block_backward(out, cache)
+
+
 EXAMPLES = {
+    "layer of nano": lambda: _layer("nano"),
+    "layer of micro": lambda: _layer("micro"),
+    "layer of small": lambda: _layer("small"),
+    "layer of 1.3B": lambda: _layer("1.3B"),
     "attention Dh=128 bfloat16": lambda: _attention(8, 2048, 32, 128, torch.bfloat16),
     "attention Dh=128 T=2047 bfloat16": lambda: _attention(8, 2047, 32, 128, torch.bfloat16),
     "attention Dh=96 T=2047 bfloat16": lambda: _attention(8, 2047, 16, 96, torch.bfloat16),
