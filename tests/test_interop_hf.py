@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -428,6 +429,23 @@ def link_out(folder):
     target = folder.parent / "elsewhere.safetensors"
     shutil.move(folder / "model.safetensors", target)
     (folder / "model.safetensors").symlink_to(target)
+
+
+def test_a_snapshot_of_the_cache_is_read(folder, tmp_path):
+    """Hugging Face's cache keeps the files as blobs, and a snapshot of links to them; a link to anywhere else stays refused."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(folder, blobs)
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    read, original = interop.read(snapshot), interop.read(folder)
+    assert read.config == original.config and read.tokenizer == original.tokenizer
+    for name in original.tensors:
+        assert np.array_equal(read.tensors[name], original.tensors[name])
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(shutil.copy(folder / "model.safetensors", tmp_path / "elsewhere.safetensors"))
+    with pytest.raises(InputError, match="is a link that leaves its folder"):
+        interop.read(snapshot)
 
 
 def as_pickle(folder):

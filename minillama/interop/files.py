@@ -58,6 +58,8 @@ def new_path(path):
 def inside(folder, name):
     """The path of a regular file in a folder, named by something that came from outside.
 
+    A link may point to a file beside it; or, from a snapshot in Hugging Face's cache, whose files all are links, to the blobs of its model.
+
     Raises InputError for a name that leaves the folder (`..`, another folder, a link that points out), and where no file is.
     """
     folder = Path(folder)
@@ -70,7 +72,9 @@ def inside(folder, name):
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError):                                # too long, or not to be written in UTF-8
         raise InputError(f"{folder} names a file {name!r:.60}, which cannot be a name") from None
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
+    home = folder.resolve()
+    homes = (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
+    if path.is_symlink() and path.resolve().parent not in homes:
         raise InputError(f"{path} is a link that leaves its folder, and is not followed: copy the file there")
     if not path.is_file():
         raise InputError(f"{path} is not a file")
