@@ -318,7 +318,8 @@ def _add_import(commands):
 Read a model, check it, and keep it as a run: generate, eval --data, export and train --from work on it.
 
 Read are Hugging Face directories (safetensors), Meta's folders (params.json), GGUF (F32, F16, BF16, Q8_0) and llama2.c's .bin.
-It must be LLaMA-1 in shape: what is not (grouped-query heads, scaled RoPE, biases, another tokenizer) is refused by its key.
+It must be LLaMA-1 in shape: what is not (scaled RoPE, biases, another tokenizer) is refused by its key. Key and value heads that
+several query heads share are copied for each: the same function, in more memory.
 Nothing in a file is ever run. It stays in the dtype it came in.
 
 examples:

@@ -85,7 +85,7 @@ def whole(folder):
 def load_params(path, config):
     """Parameters of a checkpoint: name -> float32 array, each read when it is looked up. Raises InputError where the file is broken
     or does not fit; what is not finite is found when it is read."""
-    found, params, _ = hf.read_weights(path)
+    found, params, *_ = hf.read_weights(path)
     fields = [field.name for field in dataclasses.fields(config) if field.name != "multiple_of"]
     for name in (*fields, "hidden_dim"):                         # config.json holds the width, not the multiple it was rounded to
         ours, theirs = getattr(config, name), getattr(found, name)

@@ -69,8 +69,8 @@ def test_round_trip_is_bit_exact(dtype, tmp_path):
     assert one[-100_000:] == two[-100_000:]
 
 
-def rewritten(path, target, change=lambda fields: None, kind=None, drop=()):
-    """A file like another, by gguf's own writer: with other keys, or its matrices quantised."""
+def rewritten(path, target, change=lambda fields: None, kind=None, drop=(), edit=lambda name, data: data):
+    """A file like another, by gguf's own writer: with other keys, other tensors, or its matrices quantised."""
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(target, "llama")
     fields = {key: (field.contents(), field.types) for key, field in reader.fields.items() if not key.startswith("GGUF.")}
@@ -81,7 +81,7 @@ def rewritten(path, target, change=lambda fields: None, kind=None, drop=()):
     if fields["general.architecture"][0] != "llama":
         writer.add_key_value("general.architecture", fields["general.architecture"][0], gguf.GGUFValueType.STRING)
     for tensor in reader.tensors:
-        data = np.array(tensor.data.reshape(tensor.shape[::-1]))
+        data = edit(tensor.name, np.array(tensor.data.reshape(tensor.shape[::-1])))
         if tensor.name in drop:
             continue
         if kind and data.ndim > 1 and data.shape[-1] % 32 == 0:
@@ -116,7 +116,8 @@ def put(key, value, kind):
 U32, F32, STRING, BOOL = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING, gguf.GGUFValueType.BOOL
 KEYS = {
     "another architecture": (put("general.architecture", "qwen2", STRING), "general.architecture is 'qwen2'"),
-    "grouped-query heads": (put("llama.attention.head_count_kv", 2, U32), "head_count_kv is 2, and head_count is 4: grouped-query"),
+    "key heads that do not divide": (put("llama.attention.head_count_kv", 3, U32), "head_count_kv is 3, and must divide the 4 attention"),
+    "other key heads than in the file": (put("llama.attention.head_count_kv", 2, U32), r"attn_k.weight has the shape \(48, 48\)"),
     "scaled RoPE": (put("llama.rope.scaling.type", "linear", STRING), "rope.scaling.type is 'linear'"),
     "experts": (put("llama.expert_count", 8, U32), "expert_count is 8"),
     "part of a model": (put("split.count", 3, gguf.GGUFValueType.UINT16), "split.count is 3"),

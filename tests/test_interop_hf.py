@@ -358,7 +358,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(copy):
 CONFIGS = {
     "another architecture": (dict(model_type="mistral"), "model_type is 'mistral'"),
     "another class": (dict(architectures=["LlamaForSequenceClassification"]), "architectures is"),
-    "grouped-query heads": (dict(num_key_value_heads=2), "num_key_value_heads is 2, and num_attention_heads is 4: grouped-query"),
+    "key heads that do not divide": (dict(num_key_value_heads=3), "num_key_value_heads is 3, and must divide the 4 attention heads"),
+    "other key heads than in the file": (dict(num_key_value_heads=2), r"k_proj.weight has the shape \(48, 48\), and"),
     "wide heads": (dict(head_dim=32), "head_dim is 32"),
     "scaled RoPE": (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling: type is 'linear'"),
     "llama3 RoPE": (dict(rope_parameters={"rope_type": "llama3", "factor": 8.0}), "rope_parameters: rope_type is 'llama3'"),

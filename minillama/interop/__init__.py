@@ -4,7 +4,8 @@
     write(path, model, to, dtype)      Model -> files, tensor by tensor, whole or not there
 
 model.py says what a Model is; a format is a module with `read` and `write`. What comes from outside is checked before it is used,
-and nothing in it is ever run; what is not LLaMA-1's (grouped-query heads, scaled RoPE, biases ...) is refused by its key.
+and nothing in it is ever run; what is not LLaMA-1's (scaled RoPE, biases ...) is refused by its key. Key and value heads that query heads
+share are copied for each.
 """
 from pathlib import Path
 

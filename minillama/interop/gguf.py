@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..nn import param_shapes
 from . import vocabulary
 from .files import whole
-from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes
+from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
 TYPES = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
 FILE_TYPES = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16}
@@ -89,9 +89,9 @@ def write(path, model, dtype="f32"):
 def read(path):
     """The Model of a GGUF file in float32, float16, bfloat16 or Q8_0. Raises InputError for what is broken or not LLaMA-1."""
     keys, infos = _read_header(path)
-    config = _read_config(Settings(keys, path))
+    config, n_kv_heads = _read_config(Settings(keys, path))
     tied = gguf_name("output") not in infos
-    expected = file_shapes(config, len(infos), path, lambda name: None if tied and name == "output" else gguf_name(name))
+    expected = file_shapes(config, len(infos), path, lambda name: None if tied and name == "output" else gguf_name(name), n_kv_heads)
     check_shapes({name: shape for name, (shape, _, _) in infos.items()}, expected, path)
 
     def load(name):
@@ -101,11 +101,11 @@ def read(path):
         data = np.memmap(path, dtype, "r", offset, (_size(shape, kind) // dtype.itemsize,))
         if kind == Type.Q8_0:
             data = dequantize(data.reshape(shape[0], -1), kind)
-        return data.reshape(shape)
+        return ungrouped(name, data.reshape(shape), config.n_heads, n_kv_heads)
 
     kinds = {kind for _, kind, _ in infos.values()}
     dtype = next((dtype for dtype, kind in TYPES.items() if kinds == {kind}), "f32")
-    about = f"GGUF, {', '.join(sorted(kind.name for kind in kinds))}"
+    about = f"GGUF, {', '.join(sorted(kind.name for kind in kinds))}{grouping(config.n_heads, n_kv_heads)}"
     return Model(config, Tensors(param_shapes(config), load, path), _read_tokenizer(keys, config, path), dtype, about)
 
 
@@ -116,12 +116,12 @@ def _size(shape, kind):
 
 
 def _read_config(settings):
-    """The ModelConfig of the keys, every key that would change the function looked at."""
+    """(ModelConfig, key and value heads) of the keys, every key that would change the function looked at."""
     settings.only("general.architecture", ("llama",), "and only 'llama' is read")
     settings.only("split.count", (0, 1), "and only files in one piece are read")
     settings.only("llama.expert_count", (0,), "and LLaMA-1 has no experts")
     dim, n_heads = settings.integer("llama.embedding_length"), settings.integer("llama.attention.head_count")
-    settings.only("llama.attention.head_count_kv", (n_heads,), f"and head_count is {n_heads}: grouped-query attention is not LLaMA-1's")
+    n_kv_heads = settings.divisor("llama.attention.head_count_kv", n_heads, n_heads)
     for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
         settings.only(key, (dim // n_heads,), f"and LLaMA-1's is embedding_length / head_count = {dim // n_heads}")
     settings.only("llama.rope.scaling.type", ("none",), "and LLaMA-1's RoPE is not scaled")
@@ -131,7 +131,7 @@ def _read_config(settings):
     if not isinstance(tokens, list):
         raise InputError(f"{settings.where} has no tokenizer.ggml.tokens")
     settings.only("llama.vocab_size", (len(tokens),), f"and tokenizer.ggml.tokens has {len(tokens)}")
-    return config_for(
+    config = config_for(
         settings.where,
         settings.integer("llama.feed_forward_length"),
         dim=dim,
@@ -142,6 +142,7 @@ def _read_config(settings):
         rope_theta=_shortest(settings.number("llama.rope.freq_base", 10000.0)),
         max_seq_len=settings.integer("llama.context_length"),
     )
+    return config, n_kv_heads
 
 
 def _shortest(value):

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..nn import param_shapes
 from . import vocabulary
 from .files import inside, read_bytes, read_json, whole, write_json
-from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes
+from .model import DTYPES, KV, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -170,16 +170,17 @@ def write_safetensors(path, entries, dtype="f32"):
 def read(folder):
     """The Model of a Hugging Face directory. Raises InputError for what is broken, unsafe, or not LLaMA-1."""
     folder = Path(folder)
-    config, tensors, dtype = read_weights(folder)
-    return Model(config, tensors, read_tokenizer(folder, config.vocab_size), dtype, "a Hugging Face directory")
+    config, tensors, dtype, n_kv_heads = read_weights(folder)
+    about = f"a Hugging Face directory{grouping(config.n_heads, n_kv_heads)}"
+    return Model(config, tensors, read_tokenizer(folder, config.vocab_size), dtype, about)
 
 
 def read_weights(folder):
-    """(ModelConfig, Tensors, dtype) of a Hugging Face directory."""
+    """(ModelConfig, Tensors, dtype, number of key and value heads in the files) of a Hugging Face directory."""
     folder = Path(folder)
     path = inside(folder, "config.json")
     settings = Settings(read_json(path), path)
-    config, tied = _read_config(settings)
+    config, tied, n_kv_heads = _read_config(settings)
     files = _weight_files(folder)
     found = {}
     for file in files:
@@ -189,13 +190,18 @@ def read_weights(folder):
         found |= inner
     found = {name: entry for name, entry in found.items() if not name.endswith(".rotary_emb.inv_freq")}  # old files; a function of theta
     head_is_copy = tied and hf_name("output") not in found
-    expected = file_shapes(config, len(found), folder, lambda name: None if head_is_copy and name == "output" else hf_name(name))
+
+    def file_name(name):
+        return None if head_is_copy and name == "output" else hf_name(name)
+
+    expected = file_shapes(config, len(found), folder, file_name, n_kv_heads)
     check_shapes({name: shape for name, (_, shape, _) in found.items()}, expected, folder)
 
     def load(name):
         if name == "output" and tied:
             return load_tied()
-        return from_hf(name, load_tensor(found[hf_name(name)][0], hf_name(name)), config.n_heads)
+        heads = n_kv_heads if name.endswith(KV) else config.n_heads
+        return ungrouped(name, from_hf(name, load_tensor(found[hf_name(name)][0], hf_name(name)), heads), config.n_heads, n_kv_heads)
 
     def load_tied():
         embedding = load("tok_embeddings")
@@ -205,11 +211,12 @@ def read_weights(folder):
 
     codes = {code for _, _, code in found.values()}
     dtype = next((dtype for dtype, code in CODES.items() if codes == {code}), "f32")
-    return config, Tensors(param_shapes(config), load, folder), dtype
+    return config, Tensors(param_shapes(config), load, folder), dtype, n_kv_heads
 
 
 def _read_config(settings):
-    """(ModelConfig, whether the head is the embedding) of config.json, every key that would change the function looked at."""
+    """(ModelConfig, whether the head is the embedding, key and value heads) of config.json, every key that would change the function
+    looked at."""
     ours = "and only LLaMA-1's own is read"
     values, where = settings.values, settings.where
     if values.get("model_type") != "llama":
@@ -223,7 +230,7 @@ def _read_config(settings):
     settings.only("sliding_window", (), "and LLaMA-1 attends to all that came before")
     settings.only("partial_rotary_factor", (1, 1.0), "and LLaMA-1 rotates all channels")
     dim, n_heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
-    settings.only("num_key_value_heads", (n_heads,), f"and num_attention_heads is {n_heads}: grouped-query attention is not LLaMA-1's")
+    n_kv_heads = settings.divisor("num_key_value_heads", n_heads, n_heads)
     settings.only("head_dim", (dim // n_heads,), f"and LLaMA-1's is hidden_size / num_attention_heads = {dim // n_heads}")
     config = config_for(
         where,
@@ -236,7 +243,7 @@ def _read_config(settings):
         rope_theta=_rope_theta(settings),
         max_seq_len=settings.integer("max_position_embeddings", 2048),
     )
-    return config, bool(values.get("tie_word_embeddings"))
+    return config, bool(values.get("tie_word_embeddings")), n_kv_heads
 
 
 def _rope_theta(settings):

@@ -19,7 +19,7 @@ from ..nn.model import BLOCK_NAMES
 from ..nn.rope import rope_tables
 from . import vocabulary
 from .files import inside, read_bytes, whole
-from .model import Model, Tensors, cast, config_for
+from .model import KV, Model, Tensors, cast, config_for, grouping, ungrouped
 
 MODEL, TOKENIZER = "model.bin", "tokenizer.bin"
 HEADER = struct.Struct("<7i")
@@ -83,19 +83,20 @@ def read(path):
     )  # fmt: skip
     if size != expected:                                         # before a false number of layers is worked through
         raise InputError(f"{path} is not a whole model of llama2.c: it has {size} bytes, and its header makes {expected}")
-    if n_kv_heads != n_heads:
-        raise InputError(f"{path}: n_kv_heads is {n_kv_heads}, and n_heads {n_heads}: grouped-query attention is not LLaMA-1's")
+    if n_heads % n_kv_heads:
+        raise InputError(f"{path}: n_kv_heads is {n_kv_heads}, and must divide the {n_heads} attention heads")
     shape = dict(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=abs(vocab_size), max_seq_len=max_seq_len)
     config = config_for(path, hidden_dim, norm_eps=NORM_EPS, rope_theta=ROPE_THETA, **shape)
     shapes, starts, position = param_shapes(config), {}, HEADER.size
+    shapes |= {name: (n_kv_heads * config.head_dim, dim) for name in shapes if name.endswith(KV)}  # in the file
     for name in _layout(config, tied):
         starts[name] = position
         position += 4 * (max_seq_len * config.head_dim if name is None else math.prod(shapes[name]))
 
     def load(name):
         start = starts["tok_embeddings" if tied and name == "output" else name]
-        return np.memmap(path, np.float32, "r", start, shapes[name])
+        return ungrouped(name, np.memmap(path, np.float32, "r", start, shapes[name]), n_heads, n_kv_heads)
 
     beside = inside(path.parent, TOKENIZER)
     tokenizer = vocabulary.from_tokenizer_bin(read_bytes(beside, vocabulary.MAX_BYTES), config.vocab_size, beside)
-    return Model(config, Tensors(shapes, load, path), tokenizer, "f32", "llama2.c")
+    return Model(config, Tensors(shapes, load, path), tokenizer, "f32", f"llama2.c{grouping(n_heads, n_kv_heads)}")

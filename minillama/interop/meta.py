@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..nn import param_shapes
 from . import vocabulary
 from .files import inside, read_bytes, read_json, whole, write_json
-from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes
+from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
 OUTSIDE = {"tok_embeddings": "tok_embeddings.weight", "norm": "norm.weight", "output": "output.weight"}
 INSIDE = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
@@ -97,19 +97,23 @@ def read(folder):
     tokenizer = read_bytes(path, vocabulary.MAX_BYTES)
     pieces = vocabulary.read_pieces(tokenizer, path)
     config = _read_config(settings, found, len(pieces))
-    check_shapes({name: shape for name, (shape, _) in found.items()}, file_shapes(config, len(found), folder, meta_name), folder)
+    n_kv_heads = settings.divisor("n_kv_heads", config.n_heads, config.n_heads)
+    expected = file_shapes(config, len(found), folder, meta_name, n_kv_heads)
+    check_shapes({name: shape for name, (shape, _) in found.items()}, expected, folder)
 
     def load(name):
         tensors = [_load(file)[meta_name(name)] for file in files]
         if len(shapes[name]) == 1:
             tensors = tensors[:1]                                # every part has all of the norm gains
         arrays = [tensor.detach().float().numpy() for tensor in tensors]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
+        return ungrouped(name, whole, config.n_heads, n_kv_heads)
 
     shapes = param_shapes(config)
     dtypes = {dtype for _, dtype in found.values()}
     dtype = next((name for name, dtype in _torch_dtypes().items() if dtypes == {dtype}), "f32")
-    return Model(config, Tensors(shapes, load, folder), tokenizer, dtype, f"Meta's format, {len(files)} file(s)")
+    about = f"Meta's format, {len(files)} file(s){grouping(config.n_heads, n_kv_heads)}"
+    return Model(config, Tensors(shapes, load, folder), tokenizer, dtype, about)
 
 
 def _axis(name):
@@ -120,7 +124,6 @@ def _axis(name):
 def _read_config(settings, found, n_pieces):
     ours = "and LLaMA-1 has not"
     settings.only("vocab_size", (-1, n_pieces), f"and the tokenizer has {n_pieces} pieces")
-    settings.only("n_kv_heads", (settings.integer("n_heads"),), "grouped-query attention is not LLaMA-1's")
     settings.only("use_scaled_rope", (False,), ours)
     settings.only("quantization_args", (), ours)
     settings.only("lora_args", (), ours)

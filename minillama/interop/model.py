@@ -15,6 +15,7 @@ from ..config import ModelConfig
 from ..errors import InputError
 from ..nn import param_shapes
 
+KV = (".wk", ".wv")  # the parameters with a row for every channel of the key or value heads
 DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -96,17 +97,36 @@ def config_for(where, hidden_dim, **fields):
     return config
 
 
-def file_shapes(config, n_found, where, file_name):
+def file_shapes(config, n_found, where, file_name, n_kv_heads):
     """What a file must hold: dict of the file's name of a tensor -> shape.
 
     Args:
-        n_found:   int              tensors the file has: a false number of layers must not be worked through
-        file_name: (name) -> str    what the file calls a parameter; None where it leaves it out
+        n_found:    int              tensors the file has: a false number of layers must not be worked through
+        file_name:  (name) -> str    what the file calls a parameter; None where it leaves it out
+        n_kv_heads: int              of the file, see `ungrouped`
     """
     if config.n_layers > n_found:
         raise InputError(f"{where} has {n_found} tensors, too few for {config.n_layers} layers")
-    shapes = {file_name(name): shape for name, shape in param_shapes(config).items()}
+    kv_shape = (n_kv_heads * config.head_dim, config.dim)
+    shapes = {file_name(name): kv_shape if name.endswith(KV) else shape for name, shape in param_shapes(config).items()}
     return {name: shape for name, shape in shapes.items() if name is not None}
+
+
+def ungrouped(name, tensor, n_heads, n_kv_heads):
+    """A parameter as LLaMA-1 has it: a key and a value head for every query head.
+
+    Later models let groups of query heads share one (Ainslie et al. 2023, arXiv:2305.13245). With a copy of the shared head for each
+    member of its group it is the same function, in more memory.
+    """
+    if not name.endswith(KV) or n_kv_heads == n_heads:
+        return tensor
+    heads = tensor.reshape(n_kv_heads, -1, tensor.shape[-1])     # (KV, Dh, D)
+    return np.repeat(heads, n_heads // n_kv_heads, axis=0).reshape(-1, tensor.shape[-1])
+
+
+def grouping(n_heads, n_kv_heads):
+    """For `Model.about`, what `ungrouped` did; nothing if it did nothing."""
+    return "" if n_kv_heads == n_heads else f", its {n_kv_heads} key and value heads copied to {n_heads}"
 
 
 def check_shapes(found, expected, where):
@@ -143,6 +163,13 @@ class Settings:
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             self._refuse(key, value, "must be a whole number from 1 to 2147483647")
+        return value
+
+    def divisor(self, key, of, default):
+        """A whole number that divides `of`."""
+        value = self.integer(key, default)
+        if of % value:
+            self._refuse(key, value, f"and must divide the {of} attention heads")
         return value
 
     def number(self, key, default=None):
