@@ -12,6 +12,12 @@ from tolerances import KERNEL_FACTOR, KERNEL_FLOOR
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])  # interpreted bfloat16 is garbage
 
+LAYOUTS = {  # the same values elsewhere in memory: what a gradient or an input may look like
+    "rows swapped": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second channel": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "half of a wider row": lambda x: torch.cat([x, x], -1)[..., :x.shape[-1]],
+}
+
 
 def tensors(arrays, dtype):
     """NumPy arrays (and integers, None) as tensors on the device: floats in `dtype`, integer arrays in int64."""

@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 from interop_models import small
 from safetensors.numpy import load_file
+from test_cli import call
 from test_train import SMALL, auto_is_numpy, finished, metrics, text  # noqa: F401 — the fixtures: a text and a run trained on it
 
 from minillama import checkpoint, interop, run
 from minillama.__main__ import main
 
 GREEDY = ["--prompt", "Ann has", "-n", 20, "--temperature", 0]
-
-
-def call(capsys, *arguments):
-    """(exit status, stdout, stderr) of one command."""
-    capsys.readouterr()
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from kernel_check import DEVICE, DTYPES, check_pair, close, rounded, tensors
+from kernel_check import DEVICE, DTYPES, LAYOUTS, check_pair, close, rounded, tensors
 
 from kernels import reference
 from kernels.embedding import TILE, embedding, embedding_backward, embedding_forward
@@ -61,11 +61,7 @@ def test_long_sum_is_float32(dtype):
     assert torch.equal(dweight, torch.stack([dout * 0, dout, dout * 0], 1).sum(0).to(dtype)[:, None].expand(3, 2))
 
 
-@pytest.mark.parametrize("layout", [
-    lambda dout: dout.transpose(0, 1).contiguous().transpose(0, 1),
-    lambda dout: dout.repeat_interleave(2, -1)[..., ::2],
-    lambda dout: torch.cat([dout, dout], -1)[..., :dout.shape[-1]],
-], ids=["rows swapped", "every second channel", "half of a wider row"])  # fmt: skip
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_any_layout_of_the_gradient(layout):
     check_embedding(arrays((4, 6), 9, 32), dout=layout)
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from kernel_check import DEVICE, DTYPES, check_pair, close, rounded, tensors
+from kernel_check import DEVICE, DTYPES, LAYOUTS, check_pair, close, rounded, tensors
 
 from kernels import reference
 from kernels.rmsnorm import MAX_DIM, add_rmsnorm, add_rmsnorm_backward, add_rmsnorm_forward, rmsnorm, rmsnorm_backward, rmsnorm_forward
@@ -25,11 +25,7 @@ def test_rmsnorm(shape, dtype):
                arrays(shape), dtype, ["dx", "dweight"], [EPS])  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", [
-    lambda dout: dout.transpose(0, 1).contiguous().transpose(0, 1),
-    lambda dout: dout.repeat_interleave(2, -1)[..., ::2],
-    lambda dout: torch.cat([dout, dout], -1)[..., :dout.shape[-1]],
-], ids=["rows swapped", "every second channel", "half of a wider row"])  # fmt: skip
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_any_layout_of_the_gradient(layout):
     check_pair((rmsnorm_forward, rmsnorm_backward), (numpy_forward, numpy_backward), reference.rmsnorm_forward,
                arrays((4, 6, 32)), torch.float32, ["dx", "dweight"], [EPS], dout=layout)  # fmt: skip

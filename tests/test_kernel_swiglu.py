@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from kernel_check import DEVICE, DTYPES, check_pair
+from kernel_check import DEVICE, DTYPES, LAYOUTS, check_pair
 
 from kernels import reference
 from kernels.swiglu import swiglu, swiglu_backward, swiglu_forward
@@ -24,11 +24,7 @@ def test_large_gates(rng):
     check_pair(*PAIRS, [gate, rng.standard_normal(gate.shape)], torch.float32, ["dgate", "dup"])
 
 
-@pytest.mark.parametrize("layout", [
-    lambda dout: dout.transpose(0, 1).contiguous().transpose(0, 1),
-    lambda dout: dout.repeat_interleave(2, -1)[..., ::2],
-    lambda dout: torch.cat([dout, dout], -1)[..., :dout.shape[-1]],
-], ids=["rows swapped", "every second channel", "half of a wider row"])  # fmt: skip
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_any_layout_of_the_gradient(layout, rng):
     check_pair(*PAIRS, list(rng.standard_normal((2, 4, 6, 32))), torch.float32, ["dgate", "dup"], dout=layout)
 
