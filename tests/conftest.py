@@ -19,8 +19,6 @@ if not torch.cuda.is_available():
 if importlib.util.find_spec("triton") is None:                   # it exists for Linux alone
     collect_ignore_glob = ["test_kernel_*.py"]
 
-
-
 ELSEWHERE = ("test_kernel_bugs", "test_kernel_aot")
 
 
