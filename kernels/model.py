@@ -13,7 +13,7 @@ import torch
 from torch.nn import ModuleList, Parameter
 
 from minillama.errors import InputError
-from minillama.nn import init_params
+from minillama.nn import decode, init_params
 from minillama.nn.model import layer_params
 
 from . import reference
@@ -128,21 +128,11 @@ class Llama(torch.nn.Module):
         return reference.linear_forward(reference.rmsnorm_forward(x, self.norm, self.config.norm_eps), self.output)
 
 
-class KVCache:
-    """minillama.nn.decode.KVCache on a device: rotated keys and values of every layer, for up to `capacity` positions.
-
-    keys, values: (L, B, capacity, H, Dh);  length: positions filled so far.
-    """
+class KVCache(decode.KVCache):
+    """minillama.nn.decode.KVCache on a device."""
 
     def __init__(self, config, batch_size=1, capacity=None, dtype=torch.float32, device="cpu"):
         capacity = config.max_seq_len if capacity is None else capacity
         shape = (2, config.n_layers, batch_size, capacity, config.n_heads, config.head_dim)
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
-
-    def extend(self, layer, k, v):
-        """Store k, v (B, T, H, Dh) of the next T positions of one layer; return all kept so far, (B, length + T, H, Dh)."""
-        end = self.length + k.shape[1]
-        self.keys[layer, :, self.length:end] = k
-        self.values[layer, :, self.length:end] = v
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
