@@ -4,7 +4,6 @@ import importlib.util
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -382,9 +381,7 @@ def test_twin_run(nano):
 
 
 def need_triton():
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("needs CUDA or TRITON_INTERPRET=1")
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="triton is not installed: it exists for Linux alone")
 
 
 def follow(engine, config, tolerance, steps=3):
