@@ -1,4 +1,4 @@
-"""The engine on PyTorch: plain ops on any device, or the Triton kernels; the twin of minillama.engine.NumpyEngine.
+"""The engine on PyTorch: plain ops on any device, or the Triton kernels; the twin of minillama.engine.numpy_engine.NumpyEngine.
 
 What is learned is float32: parameters, both moments and the sum of the gradients lie in one flat tensor each (`Arena`), so that the
 optimiser runs once over memory. Where the model computes in bfloat16, a second arena holds the parameters rounded, which the
@@ -13,7 +13,7 @@ import torch
 
 from minillama import machine
 from minillama.config import TrainConfig
-from minillama.engine import Diverged, StepResult, diagnosis
+from minillama.engine.protocol import Diverged, StepResult, diagnosis
 from minillama.errors import InputError
 from minillama.nn import IGNORE, init_params, param_shapes
 from minillama.nn.model import check_tokens
@@ -90,7 +90,7 @@ def _device(name):
 
 
 class Arena:
-    """minillama.engine.Arena on a device. Matrices that multiply the same vector lie side by side, wq wk wv and w1 w3, so that a
+    """The NumPy engine's Arena on a device. Matrices that multiply the same vector lie side by side, wq wk wv and w1 w3, so that a
     block can take them as one: w2 comes after all others.
 
     flat:     (n,) tensor            matrices first, then norm gains
@@ -243,7 +243,7 @@ class TorchEngine:
 
     def _explained_batch(self, batches):
         rows, T = max((tokens.shape for tokens, _ in batches), key=math.prod)
-        return self._explained(f"a batch of {rows} x {T} tokens", "lower --batch-size, and raise --accumulate by the same factor")
+        return self._explained(f"a batch of {rows} x {T} tokens", "lower --batch-size, and raise --grad-accum-steps by the same factor")
 
     @contextmanager
     def _explained(self, what, remedy):

@@ -1,8 +1,12 @@
-"""The command line: `python -m minillama COMMAND --help` tells all of it."""
+"""The command line: `python -m minillama COMMAND --help` tells all of it.
+
+Each command is two functions: `_add_X` says what it takes, `_X` makes a request of it and calls what does the work.
+"""
 import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,15 +14,29 @@ from . import __version__, machine
 
 machine.prepare()  # before NumPy is imported
 
-from .config import ENGINES, FILE_DTYPES, FORMATS, PRESETS, ModelConfig, TrainConfig  # noqa: E402
+from .config import (  # noqa: E402
+    ATTENTIONS,
+    ENGINES,
+    FILE_DTYPES,
+    FORMATS,
+    MAX_THREADS,
+    PRESETS,
+    TRAIN_DTYPES,
+    EngineConfig,
+    ModelConfig,
+    TrainConfig,
+    check_number,
+)
 from .errors import InputError  # noqa: E402
+
+MAX_STDIN = 100_000_000  # bytes
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with the examples kept as they are written, in at most 100 columns."""
 
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=30, width=min(100, int(os.environ.get("COLUMNS", 100))))
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size((100, 24)).columns))
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,15 +46,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} ({self.prog} --help)\n")
 
 
+def _path(text):
+    """A path that files can have. A name with a NUL would be a traceback later."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a path")
+    return Path(text)
+
+
 def _vocab_size(text):
     try:
         return text if text == "chars" else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor 'chars'") from None
-
-
-def _flag(name):
-    return "--" + name.replace("_", "-")
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is neither a whole number nor 'chars'") from None
 
 
 def _add_config_flags(group, config_class, skip=()):
@@ -46,7 +67,8 @@ def _add_config_flags(group, config_class, skip=()):
             known = "" if field.default is dataclasses.MISSING else f" (LLaMA-1: {field.default})"
             letter = field.type.__name__[0].upper()
             text = field.metadata["help"].replace("%", "%%") + known
-            group.add_argument(_flag(field.name), type=field.type, default=argparse.SUPPRESS, metavar=letter, help=text)
+            flag = "--" + field.name.replace("_", "-")
+            group.add_argument(flag, type=field.type, default=argparse.SUPPRESS, metavar=letter, help=text)
 
 
 def _add_engine(group):
@@ -75,89 +97,67 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
     data = parser.add_argument_group("text")
     data.add_argument("--data", action="append", metavar="FILE[=WEIGHT]", default=argparse.SUPPRESS,
                       help="a UTF-8 text file (one document) or .jsonl (one per line, under \"text\"); repeat it to mix "
-                           "several by weight (default weight 1; without --data: the built-in corpus)")  # fmt: skip
+                           "several by weight (default weight 1; without --data: the built-in corpus)")
     data.add_argument("--vocab-size", type=_vocab_size, metavar="N|chars", default=argparse.SUPPRESS,
                       help="pieces of the tokenizer that is trained on the text (default: the preset's, or the most the text "
-                           "supports), or 'chars': one token per character")  # fmt: skip
+                           "supports), or 'chars': one token per character")
     run = parser.add_argument_group("run")
     run.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="shape and recipe (default nano)")
-    run.add_argument("--config", metavar="FILE.toml", help="settings, as in a run's config.toml")
-    run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default runs/PRESET)")
-    run.add_argument("--from", dest="source", type=Path, metavar="MODEL",
+    run.add_argument("--config", type=_path, metavar="FILE.toml", help="settings, as in a run's config.toml")
+    run.add_argument("--out", type=_path, metavar="DIR", help="the run's folder (default runs/PRESET)")
+    run.add_argument("--from", dest="from", default=argparse.SUPPRESS, metavar="MODEL",
                      help="start from these weights instead of fresh ones: a run, a checkpoint, or what `import` reads")
     run.add_argument("--keep-optimizer", action="store_true",
                      help="with --from a run: its AdamW moments, too, and its steps count on (default: fresh moments)")
-    run.add_argument("--resume", action="store_true", help="continue the run in --out, with the settings it was started with")
+    run.add_argument("--resume", action="store_true",
+                     help="continue the run in --out, with the settings it was started with; flags may repeat them, not change them")
     run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
                      help="processor threads (default: all cores); the same number gives the same bits")
     engine = parser.add_argument_group("engine", "No part of the run: --resume may change it.")
     _add_engine(engine)
     engine.add_argument("--device", metavar="NAME", help="of torch and triton: cpu, mps, cuda, cuda:1 ... (default: a GPU if there is one)")
-    engine.add_argument("--dtype", choices=("float32", "bfloat16"),
+    engine.add_argument("--dtype", choices=TRAIN_DTYPES,
                         help="of torch and triton, to compute in; the weights learned are float32 (default bfloat16 on CUDA)")
-    engine.add_argument("--attention", choices=("triton", "cudnn", "flash"), help="of triton: what computes attention (default triton)")
+    engine.add_argument("--attention", choices=ATTENTIONS, help="of triton: what computes attention (default triton)")
     _add_config_flags(parser.add_argument_group("recipe"), TrainConfig)
     _add_config_flags(parser.add_argument_group("shape"), ModelConfig, skip=("vocab_size",))
     parser.set_defaults(command=_train)
 
 
-def _given(arguments, config_class):
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return {name: value for name, value in vars(arguments).items() if name in names and name != "vocab_size"}
-
-
 def _train(arguments):
-    from .run import TOP_KEYS, holds_run, read_toml, resolve
+    from .report.console import Console
+    from .report.plan import check_memory
+    from .run.config import MODEL_KEYS, TOP_KEYS, TRAIN_KEYS, merged, read_toml
+    from .run.open import read_request
     from .train import train
 
-    flags = {key: value for key, value in vars(arguments).items() if key in TOP_KEYS}
-    flags |= {"model": _given(arguments, ModelConfig), "train": _given(arguments, TrainConfig)}
-    settings = read_toml(arguments.config) if arguments.config else {}
-    out = arguments.out or Path("runs") / flags.get("preset", settings.get("preset", "nano"))
-    if arguments.keep_optimizer and not arguments.source:
-        raise InputError("--keep-optimizer is for --from, which says whose optimiser to keep")
-    source = None
-    changed = [_flag(name) for name in (*flags["model"], *flags["train"], *(key for key in flags if key not in ("model", "train")))]
-    changed += [flag for flag, given in (("--config", arguments.config), ("--from", arguments.source)) if given]
-    if arguments.resume and holds_run(out) and changed:
-        raise InputError(f"--resume continues {out} with the settings it was started with: {changed[0]} cannot be changed")
-    start_from = arguments.source or settings.get("from")
-    if start_from and not (arguments.resume and holds_run(out)):
-        source = _start_from(start_from, arguments.keep_optimizer or settings.get("start", 0) > 0, settings, flags)
-    config = resolve(settings, flags, machine.default_threads())
-    options = {name: getattr(arguments, name) for name in ("device", "dtype", "attention")}
-    return train(out, config, arguments.resume, arguments.engine, source, **options)
+    given = vars(arguments)
+    flags = {key: given[key] for key in TOP_KEYS if key in given}
+    flags |= {"model": {key: given[key] for key in MODEL_KEYS if key in given and key != "vocab_size"},
+              "train": {key: given[key] for key in TRAIN_KEYS if key in given}}
+    asked = merged(read_toml(arguments.config) if arguments.config else {}, flags)
+    out = arguments.out or Path("runs") / str(asked.get("preset", "nano"))
+    engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention)
+    request = read_request(out, asked, engine, arguments.resume, arguments.keep_optimizer)
+    check_memory(request.config, request.engine)
+    if arguments.resume and not request.resumed:
+        print(f"{out} holds no run yet: starting from the beginning")
+    with Console() as console:
+        return train(request, console)
 
 
-def _start_from(path, keep_optimizer, settings, flags):
-    """The (Model, state) that a training starts from. Its shape becomes that of the flags; one asked for otherwise is refused."""
-    from .run import IMPORTED, open_source
+def _open(path, engine, threads=None, batch_splits=None):
+    """(Trained, Engine) of a run or a model. batch_splits=1 gives all threads to every single token."""
+    from .engine.factory import make_engine
+    from .run.folder import load
 
-    if settings.get("preset") == IMPORTED:
-        raise InputError(f"the configuration is of the imported model {path}, which has no recipe: train --from it without --config")
-    model, state = open_source(path, keep_optimizer)
-    shape = dataclasses.asdict(model.config)
-    asked = settings.get("model", {}) | flags["model"]
-    for place in (settings, flags):
-        asked |= {"vocab_size": place["vocab_size"]} if "vocab_size" in place else {}
-    for name, value in asked.items():
-        if value != shape[name]:
-            raise InputError(f"{_flag(name)} is {value}, and with --from it is the model's: {path} has {shape[name]}")
-    flags |= {"model": shape, "from": str(path), "start": state["step"] if state else 0}
-    return model, state
-
-
-def _open(path, engine, threads=None, split=None):
-    """An engine for a trained run: (RunConfig, Tokenizer, Engine, step). split=1 gives all threads to every single token."""
-    from .engine import make_engine
-    from .run import load
-
-    config, tokenizer, params, step = load(path)
-    return config, tokenizer, make_engine(engine, config.model_config, params=params, threads=threads, split=split), step
+    trained = load(path)
+    return trained, make_engine(EngineConfig(engine), trained.config.model, params=trained.params, threads=threads,
+                                batch_splits=batch_splits)
 
 
 def _add_run(parser):
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or of a checkpoint, or a model that `import` reads")
+    parser.add_argument("run", metavar="RUN", type=_path, help="folder of a run, or of a checkpoint, or a model that `import` reads")
 
 
 def _add_generate(commands):
@@ -182,16 +182,14 @@ examples:
 
 
 def _generate(arguments):
-    from .generate import check_sampling, generate
+    from .generate import Sampling, generate
 
-    check_sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    if arguments.max_new_tokens < 1 or arguments.seed < 0:
-        name, value, least = ("-n", arguments.max_new_tokens, 1) if arguments.max_new_tokens < 1 else ("--seed", arguments.seed, 0)
-        raise InputError(f"{name} is {value}, and must be at least {least}")
-    _, tokenizer, engine, _ = _open(arguments.run, arguments.engine, split=1)
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    check_number("-n", arguments.max_new_tokens, low=1)
+    trained, engine = _open(arguments.run, arguments.engine, batch_splits=1)
+    tokenizer = trained.tokenizer
     prompt = tokenizer.encode(arguments.prompt, bos=True)
-    ids = generate(engine, prompt, arguments.max_new_tokens, tokenizer.eos_id, arguments.seed,
-                   arguments.temperature, arguments.top_k, arguments.top_p)  # fmt: skip
+    ids = generate(engine, prompt, arguments.max_new_tokens, tokenizer.eos_id, sampling)
     stream = tokenizer.stream(prompt)
     first = next(ids, None)                                      # raises for a prompt that is too long, before anything is shown
     sys.stdout.write(arguments.prompt)
@@ -205,7 +203,7 @@ def _generate(arguments):
 
 def _add_eval(commands):
     parser = commands.add_parser("eval", formatter_class=Formatter, help="loss of a trained model on held-out text", description="""\
-Loss (nats/token), bits per byte, perplexity, and the floor where it is known, for every source.
+Loss (nats/token), bits per byte, perplexity, and the entropy floor where it is known, for every source.
 
 --json prints {"loss", "bits_per_byte", "perplexity", "floor",
                "sources": {NAME: {"loss", "bits_per_byte", "floor", "share", "epochs"}}};
@@ -220,36 +218,13 @@ floor and epochs are null where they are unknown.""")
 
 
 def _eval(arguments):
-    from tqdm import tqdm
+    from .evaluate import format_scores
+    from .report.score import score_run
 
-    from .evaluate import evaluate, summary, table
-    from .run import has_text, holds_run
-    from .text.mixture import Mixture, load_shard
-    from .text.sources import parse_data
-    from .train import make_sources, prepare_data, shares
-
-    if arguments.threads is not None and arguments.threads < 1:
-        raise InputError(f"--threads is {arguments.threads}, and must be at least 1")
-    if not arguments.data and not has_text(arguments.run):
-        raise InputError(f"{arguments.run} was not trained here and has no text of its own: --data FILE says what to evaluate")
-    config, tokenizer, engine, step = _open(arguments.run, arguments.engine, arguments.threads)
-    recipe, cache = config.train, (arguments.run.parent if holds_run(arguments.run) else Path("runs")) / ".cache"
-    trained_on = make_sources(config.data, recipe.seed) if has_text(arguments.run) else []
-    if arguments.data:
-        sources = parse_data(arguments.data)
-        seen = {source.fingerprint() for source in trained_on} & {source.fingerprint() for source in sources}
-        if seen:
-            print("note: this run was trained on a part of this text; without --data only what was held out is scored", file=sys.stderr)
-        shards = [load_shard(source, share, tokenizer, cache) for source, share in zip(sources, shares(sources))]
-        epochs = None
-    else:
-        shards = prepare_data(config, tokenizer, trained_on, cache)
-        tokens = (step - config.start) * recipe.accumulate * recipe.batch_size * recipe.seq_len
-        epochs = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id).epochs(tokens)
-    with tqdm(total=sum(shard.val.scored for shard in shards), unit="tokens", unit_scale=True, leave=False, disable=None) as bar:
-        scores = evaluate(engine, shards, recipe.seq_len, tokenizer.bos_id, recipe.batch_size, epochs=epochs, progress=bar.update)
-    result = summary(shards, scores)
-    print(json.dumps(result, indent=1) if arguments.json else table(result))
+    if arguments.threads is not None:
+        check_number("--threads", arguments.threads, low=1, high=MAX_THREADS)
+    result = score_run(arguments.run, arguments.data, EngineConfig(arguments.engine), arguments.threads)
+    print(json.dumps(result, indent=1) if arguments.json else format_scores(result))
 
 
 def _add_compare(commands):
@@ -262,22 +237,23 @@ both curves, and under them their difference at every step.
 
 example:
   python -m minillama compare runs/numpy runs/torch""")
-    parser.add_argument("runs", nargs=2, metavar="RUN", type=Path, help="folders of two runs")
-    parser.add_argument("--out", type=Path, default=Path("compare.png"), metavar="FILE.png", help="the picture (default compare.png)")
+    parser.add_argument("runs", nargs=2, metavar="RUN", type=_path, help="folders of two runs")
+    parser.add_argument("--out", type=_path, default=Path("compare.png"), metavar="FILE.png", help="the picture (default compare.png)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.set_defaults(command=_compare)
 
 
 def _compare(arguments):
-    from .compare import compare, read, text
-    from .plot import plot_compare
+    from .report.compare import compare, format_comparison
+    from .report.plot import plot_compare
+    from .run.folder import load_records
 
-    records = [read(path) for path in arguments.runs]
+    records = [load_records(path) for path in arguments.runs]
     names = [str(path) for path in arguments.runs]
     result = compare(*names, *records)
     plot_compare(records, arguments.out, names)
     result["picture"] = str(arguments.out)
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    print(json.dumps(result, indent=1) if arguments.json else format_comparison(result))
 
 
 def _add_export(commands):
@@ -295,22 +271,20 @@ examples:
     _add_run(parser)
     parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
     parser.add_argument("--dtype", choices=FILE_DTYPES, default="f32", help="of the weights (default f32: what was trained)")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PATH", help="what to write: a folder, or a file for gguf")
+    parser.add_argument("-o", "--out", type=_path, required=True, metavar="PATH", help="what to write: a folder, or a file for gguf")
     parser.set_defaults(command=_export)
 
 
 def _export(arguments):
-    from . import interop
     from .interop.llama2c import NORM_EPS as LLAMA2C_NORM_EPS
     from .nn import count_params
-    from .run import open_source
+    from .run.folder import export_model
 
-    model, _ = open_source(arguments.run)
-    interop.write(arguments.out, model, arguments.to, arguments.dtype)
-    print(f"{arguments.out}: {FORMATS[arguments.to]}, {count_params(model.config):,} parameters in {arguments.dtype}")
-    norm_eps = model.config.norm_eps
-    if arguments.to == "llama2c" and norm_eps != LLAMA2C_NORM_EPS:
-        print(f"note: run.c computes with norm_eps {LLAMA2C_NORM_EPS:g}, and this model was trained with {norm_eps:g}", file=sys.stderr)
+    config = export_model(arguments.run, arguments.to, arguments.dtype, arguments.out).config
+    print(f"{arguments.out}: {FORMATS[arguments.to]}, {count_params(config):,} parameters in {arguments.dtype}")
+    if arguments.to == "llama2c" and config.norm_eps != LLAMA2C_NORM_EPS:
+        print(f"note: run.c computes with norm_eps {LLAMA2C_NORM_EPS:g}, and this model was trained with {config.norm_eps:g}",
+              file=sys.stderr)
 
 
 def _add_import(commands):
@@ -325,14 +299,14 @@ Nothing in a file is ever run. It stays in the dtype it came in.
 examples:
   python -m minillama import ~/models/llama-7b-hf -o runs/llama-7b
   python -m minillama import stories15M.bin -o runs/stories""")
-    parser.add_argument("source", metavar="SRC", type=Path, help="a folder or a file")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="the run's folder, which must not exist yet")
+    parser.add_argument("source", metavar="SRC", type=_path, help="a folder or a file")
+    parser.add_argument("-o", "--out", type=_path, required=True, metavar="RUN", help="the run's folder, which must not exist yet")
     parser.set_defaults(command=_import)
 
 
 def _import(arguments):
     from .nn import count_params
-    from .run import import_model
+    from .run.folder import import_model
 
     model = import_model(arguments.source, arguments.out)
     config, out = model.config, arguments.out
@@ -353,47 +327,46 @@ examples:
     train.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, or .jsonl with a document per line under \"text\"")
     train.add_argument("--vocab-size", type=_vocab_size, required=True, metavar="N|chars",
                        help="pieces in all, or 'chars': one per character")
-    train.add_argument("--out", type=Path, required=True, metavar="FILE.model", help="where to write it")
+    train.add_argument("--out", type=_path, required=True, metavar="FILE.model", help="where to write it")
     train.set_defaults(command=_tokenizer_train)
     encode = actions.add_parser("encode", formatter_class=Formatter, help="text to ids")
-    encode.add_argument("model", metavar="MODEL", type=Path, help="a .model file, or the folder of a run")
+    encode.add_argument("model", metavar="MODEL", type=_path, help="a .model file, or the folder of a run")
     encode.add_argument("text", nargs="?", metavar="TEXT", help="default: standard input")
     encode.add_argument("--pieces", action="store_true", help="show the pieces beside the ids")
     encode.set_defaults(command=_tokenizer_encode)
     decode = actions.add_parser("decode", formatter_class=Formatter, help="ids to text")
-    decode.add_argument("model", metavar="MODEL", type=Path, help="a .model file, or the folder of a run")
+    decode.add_argument("model", metavar="MODEL", type=_path, help="a .model file, or the folder of a run")
     decode.add_argument("ids", nargs="*", type=int, metavar="ID", help="default: standard input")
     decode.set_defaults(command=_tokenizer_decode)
 
 
-def _tokenizer(path):
-    from .text.tokenizer import Tokenizer
-
-    return Tokenizer.load(path / "tokenizer.model" if path.is_dir() else path)
-
-
 def _tokenizer_train(arguments):
+    from .files import new_path
     from .text.sources import parse_data
     from .text.tokenizer import Tokenizer
 
-    if arguments.out.exists():
-        raise InputError(f"{arguments.out} already exists: choose another --out")
+    new_path(arguments.out, "--out")
     sources = parse_data(arguments.files)
-    texts = (chunk for source in sources for _, chunks, _ in source.whole() for chunk in chunks)
+    texts = (chunk for source in sources for _, chunks, _ in source.held_out() for chunk in chunks)
     tokenizer = Tokenizer.train(texts, arguments.vocab_size)
     tokenizer.save(arguments.out)
     print(f"{arguments.out}: {tokenizer.vocab_size} pieces")
 
 
 def _read_stdin():
+    data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(data) > MAX_STDIN:
+        raise InputError(f"standard input must have at most {MAX_STDIN:,} bytes")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
 
 
 def _tokenizer_encode(arguments):
-    tokenizer = _tokenizer(arguments.model)
+    from .run.folder import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.model)
     ids = tokenizer.encode(_read_stdin() if arguments.text is None else arguments.text)
     if arguments.pieces:
         print("\n".join(f"{id:>6} {tokenizer.pieces[id][0]}" for id in ids))
@@ -402,9 +375,13 @@ def _tokenizer_encode(arguments):
 
 
 def _tokenizer_decode(arguments):
-    tokenizer = _tokenizer(arguments.model)
+    from .run.folder import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.model)
     try:
         ids = arguments.ids or [int(word) for word in _read_stdin().split()]
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"standard input holds something that is not a token id: {error}") from None
     print(tokenizer.decode(ids))
@@ -423,19 +400,20 @@ examples:
 
 
 def _info(arguments):
-    from .plan import plan, text
-    from .run import IMPORTED, describe
+    from .report.plan import format_plan, plan
+    from .run.config import IMPORTED
+    from .run.folder import describe
 
     name, trained_here = arguments.name, True
-    if name not in PRESETS and Path(name).exists():
+    if name not in PRESETS and _path(name).exists():
         config, title = describe(name)
-        model, recipe, trained_here = config.model_config, config.train, config.preset != IMPORTED
+        model, recipe, trained_here = config.model, config.train, config.preset != IMPORTED
     elif name in PRESETS:
         model, recipe, title = ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), f"{name}: {PRESETS[name].about}"
     else:
         raise InputError(f"{name} is neither a run, nor a model, nor a preset ({', '.join(PRESETS)})")
     figures = plan(model, recipe, name, trained_here)
-    print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else text(title, model, figures))
+    print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else format_plan(title, model, figures))
 
 
 def _add_gradcheck(commands):
@@ -450,8 +428,7 @@ and their difference relative to the largest gradient of that tensor. Exit statu
 def _gradcheck(arguments):
     from .nn.gradcheck import TOLERANCE, check_everything
 
-    if arguments.seed < 0:
-        raise InputError(f"--seed is {arguments.seed}, and must be at least 0")
+    check_number("--seed", arguments.seed, low=0, high=2**63 - 1)
     print(f"{'op':<16} {'gradient [worst entry]':<34} {'by hand':>15} {'differences':>15} {'error':>9}")
     passed = True
     for op, report in check_everything(arguments.seed):
@@ -474,40 +451,40 @@ shapes:
   c  dim 512, 8 layers, batch 4 x 512,  vocabulary 8192
 
 --json prints {"environment", "train": [{"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio",
-"gemm_floor_ms", "sgemm_gflops", "numpy_mb", "torch_mb"}], "decode": [{"threads", "tokens_per_s", "floor_tokens_per_s",
+"gemm_roofline_ms", "sgemm_gflops", "numpy_mb", "torch_mb"}], "decode": [{"threads", "tokens_per_s", "roofline_tokens_per_s",
 "huggingface_tokens_per_s", "read_gb_per_s"}]}; null where PyTorch or transformers is not installed. Memory is the peak above
 the imports, in MiB. With --profile: {"profile": {SHAPE: [{"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate",
 "of_sgemm"}]}} instead.""")
     parser.add_argument("--shapes", default="a,b,c", metavar="a,b,c", help="which of them (default all)")
     parser.add_argument("--threads", default="1,2", metavar="1,2", help="thread counts (default 1,2)")
     parser.add_argument("--profile", action="store_true", help="instead: every op alone, its milliseconds, share and rate")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the profile of the first shape")
+    parser.add_argument("--plot", type=_path, metavar="FILE.png", help="draw the profile of the first shape")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.set_defaults(command=_bench)
 
 
 def _bench(arguments):
-    from . import bench
+    from .report import bench
 
     shapes, threads = arguments.shapes.split(","), arguments.threads.split(",")
     for shape in shapes:
         if shape not in bench.SHAPES:
-            raise InputError(f"--shapes names {shape!r}, and there are {', '.join(bench.SHAPES)}")
+            raise InputError(f"--shapes must name some of {', '.join(bench.SHAPES)}, got {shape!r:.60}")
     for count in threads:
-        if not (count.isdecimal() and 1 <= int(count) <= 1024):
-            raise InputError(f"--threads holds {count!r}, and must hold whole numbers from 1 to 1024")
+        if not (count.isdecimal() and len(count) < 5 and 1 <= int(count) <= MAX_THREADS):
+            raise InputError(f"--threads must hold whole numbers from 1 to {MAX_THREADS}, got {count!r:.60}")
     if arguments.profile or arguments.plot:
         rows = {shape: bench.profile(shape, int(threads[0])) for shape in shapes}
         if arguments.plot:
-            from .plot import plot_profile
+            from .report.plot import plot_profile
 
             plot_profile(rows[shapes[0]], arguments.plot, f"one training step, shape {shapes[0]}, {threads[0]} thread(s)")
-        texts = [f"shape {shape}, {threads[0]} thread(s)\n{bench.profile_table(table)}" for shape, table in rows.items()]
+        texts = [f"shape {shape}, {threads[0]} thread(s)\n{bench.format_profile(table)}" for shape, table in rows.items()]
         print(json.dumps({"profile": rows}, indent=1) if arguments.json else "\n\n".join(texts))
         return
     result = bench.bench(shapes, [int(count) for count in threads], progress=lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr))
     print("\r\033[K", end="", file=sys.stderr)
-    print(json.dumps(result, indent=1) if arguments.json else bench.table(result))
+    print(json.dumps(result, indent=1) if arguments.json else bench.format_bench(result))
 
 
 def main(argv=None):
@@ -517,8 +494,11 @@ def main(argv=None):
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_train, _add_generate, _add_eval, _add_compare, _add_export, _add_import, _add_tokenizer, _add_info, _add_gradcheck,
-                _add_bench):  # fmt: skip
+                _add_bench):
         add(commands)
+    for stream in (sys.stdout, sys.stderr):                      # a character that the terminal cannot show is written as its number
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser.parse_args(argv)
     try:
         return arguments.command(arguments) or 0
@@ -531,6 +511,9 @@ def main(argv=None):
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("error: this machine's memory does not suffice: choose a smaller model, batch or text", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a model and a training run are made of: two frozen dataclasses, and the presets.
+"""What a model and a training run are made of: frozen dataclasses, and the presets.
 
 Defaults are LLaMA-1's own ([LLaMA §2.2, §2.3, table 2]); a preset replaces what a laptop cannot afford. Each field's
 metadata holds its help text and its limits, and the command line, the TOML files and the error messages are made of them.
@@ -16,7 +16,11 @@ FORMATS = {  # what a model is exported as; a module of `interop` each
     "meta": "params.json and consolidated.00.pth, as Meta's code reads them",
 }
 FILE_DTYPES = ("f32", "f16", "bf16")  # of exported weights: float32, float16, bfloat16
-ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.make_engine` builds them
+ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.factory` builds them
+ATTENTIONS = ("triton", "cudnn", "flash")  # what computes attention of engine triton
+TRAIN_DTYPES = ("float32", "bfloat16")  # what the engines torch and triton train in
+MAX_INT = 2**31 - 1  # of a setting whose own limit is not lower
+MAX_THREADS = 1024
 
 
 def _field(default, help, low=None, high=None, above=None):
@@ -28,43 +32,73 @@ def _field(default, help, low=None, high=None, above=None):
 
 
 def _check_fields(config):
-    """Raise InputError for the first field whose type or value is not allowed."""
+    """Raise InputError for the first field whose type or value is not allowed. A whole number is welcome where a number is."""
     for field in dataclasses.fields(config):
-        value, limits = getattr(config, field.name), field.metadata
-        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
-            object.__setattr__(config, field.name, value := float(value))
-        if not isinstance(value, field.type) or isinstance(value, bool):
-            raise InputError(f"{field.name} is {value!r}, and must be {'a whole number' if field.type is int else 'a number'}")
-        if not math.isfinite(value):
-            raise InputError(f"{field.name} is {value}, and must be finite")
-        for bad, rule in (
-            (limits["above"] is not None and value <= limits["above"], f"greater than {limits['above']}"),
-            (limits["low"] is not None and value < limits["low"], f"at least {limits['low']}"),
-            (limits["high"] is not None and value > limits["high"], f"at most {limits['high']}"),
-        ):
-            if bad:
-                raise InputError(f"{field.name} is {value}, and must be {rule}")
+        object.__setattr__(config, field.name, check_number(field.name, getattr(config, field.name), field.type, **_limits(field)))
+
+
+def _limits(field):
+    return {key: field.metadata[key] for key in ("low", "high", "above")}
+
+
+def check_number(name, value, kind=int, low=None, high=None, above=None):
+    """The value as `kind`, int or float. Raises InputError for another type, and outside low <= value <= high, value > above.
+    A whole number without a `high` of its own is at most MAX_INT."""
+    high = MAX_INT if kind is int and high is None else high
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        raise InputError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r:.60}")
+    shown = "a number of more than 30 digits" if isinstance(value, int) and abs(value) >= 10**30 else f"{value}"
+    try:
+        value = kind(value)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise InputError(f"{name} must be finite, got {shown}")
+    for bad, rule in (
+        (above is not None and value <= above, f"greater than {above}"),
+        (low is not None and value < low, f"at least {low}"),
+        (high is not None and value > high, f"at most {high}"),
+    ):
+        if bad:
+            raise InputError(f"{name} must be {rule}, got {shown}")
+    return value
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What computes, where and in what. No part of a run: the same run goes on with another. None lets the engine choose.
+
+    name:      one of ENGINES
+    device:    of torch and triton: cpu, mps, cuda, cuda:1 ...
+    dtype:     of torch and triton: one of TRAIN_DTYPES; to infer only, also float16
+    attention: of triton: one of ATTENTIONS
+    """
+
+    name: str = "auto"
+    device: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a LLaMA. Raises InputError for a shape that cannot be built."""
 
-    dim: int = _field(dataclasses.MISSING, "model width D, divisible by n_heads", low=2)
-    n_layers: int = _field(dataclasses.MISSING, "number of transformer layers L", low=1)
+    dim: int = _field(dataclasses.MISSING, "model width D, divisible by n_heads", low=2, high=2**20)
+    n_layers: int = _field(dataclasses.MISSING, "number of transformer layers L", low=1, high=10_000)
     n_heads: int = _field(dataclasses.MISSING, "attention heads H; head_dim = dim / n_heads must be even (RoPE rotates pairs)", low=1)
     vocab_size: int = _field(dataclasses.MISSING, "vocabulary V; ids are stored as uint16", low=1, high=65536)
-    multiple_of: int = _field(256, "hidden_dim is 2/3 * 4 * dim, rounded up to a multiple of this", low=1)
-    norm_eps: float = _field(1e-6, "added to the mean square in RMSNorm", low=0.0)
-    rope_theta: float = _field(10000.0, "base of the RoPE frequencies", above=0.0)
-    max_seq_len: int = _field(2048, "context: the longest sequence, in tokens", low=1)
+    multiple_of: int = _field(256, "hidden_dim is 2/3 * 4 * dim, rounded up to a multiple of this", low=1, high=2**20)
+    norm_eps: float = _field(1e-6, "added to the mean square in RMSNorm", low=0.0, high=1.0)
+    rope_theta: float = _field(10000.0, "base of the RoPE frequencies", above=0.0, high=1e12)
+    max_seq_len: int = _field(2048, "context: the longest sequence, in tokens", low=1, high=2**20)
 
     def __post_init__(self):
         _check_fields(self)
         if self.dim % self.n_heads:
-            raise InputError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
+            raise InputError(f"dim must be divisible by n_heads, got {self.dim} and {self.n_heads}")
         if self.head_dim % 2:
-            raise InputError(f"head_dim {self.head_dim} (dim {self.dim} / n_heads {self.n_heads}) is odd, and RoPE needs it even")
+            raise InputError(f"head_dim must be even (RoPE rotates pairs), got dim {self.dim} / n_heads {self.n_heads} = {self.head_dim}")
 
     @property
     def head_dim(self):
@@ -82,15 +116,15 @@ class TrainConfig:
     """The recipe. Defaults are the paper's where it gives one [LLaMA §2.3]. Raises InputError for values out of range."""
 
     steps: int = _field(10_000, "optimiser steps", low=1)
-    batch_size: int = _field(16, "rows per micro-batch", low=1)
+    batch_size: int = _field(16, "rows per micro-batch", low=1, high=2**20)
     seq_len: int = _field(2048, "tokens per row, at most max_seq_len", low=1)
-    accumulate: int = _field(1, "micro-batches per step; their gradients are averaged by token", low=1)
+    grad_accum_steps: int = _field(1, "micro-batches per step; their gradients are averaged by token", low=1, high=2**20)
     lr: float = _field(3e-4, "peak learning rate", above=0.0)
     warmup_steps: int = _field(2000, "steps of linear warm-up from 0", low=0)
     final_lr_fraction: float = _field(0.1, "the cosine ends at this fraction of lr", low=0.0, high=1.0)
     beta1: float = _field(0.9, "AdamW: decay of the gradient's running mean", low=0.0, high=0.9999999)
     beta2: float = _field(0.95, "AdamW: decay of the squared gradient's running mean", low=0.0, high=0.9999999)
-    eps: float = _field(1e-8, "AdamW: added to the root of the second moment", above=0.0)
+    eps: float = _field(1e-8, "AdamW: added to the root of the second moment", low=1e-30, high=1.0)
     weight_decay: float = _field(0.1, "AdamW: decoupled decay of matrices (norm gains never decay)", low=0.0)
     grad_clip: float = _field(1.0, "largest global gradient norm", above=0.0)
     val_fraction: float = _field(0.1, "share of each source held out for validation", above=0.0, high=0.5)
@@ -98,7 +132,7 @@ class TrainConfig:
     eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation; the last one scores 50 times as many", low=1)
     save_every: int = _field(500, "steps between checkpoints", low=1)
     keep: int = _field(2, "checkpoints kept: the newest", low=1)
-    embedding_std: float = _field(0.02, "standard deviation of the fresh embedding (all other matrices: 0.02)", above=0.0)
+    embedding_std: float = _field(0.02, "standard deviation of the fresh embedding (all other matrices: 0.02)", above=0.0, high=100.0)
     seed: int = _field(1337, "seed of the weights, the batches and the built-in text", low=0, high=2**63 - 1)
 
     def __post_init__(self):
@@ -121,7 +155,7 @@ def _paper(dim, n_layers, n_heads, lr, eps, tokens, gpu_hours, name):
     return Preset(
         f"LLaMA-1 {name} [LLaMA table 2]",
         dict(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=32000, norm_eps=eps),
-        dict(lr=lr, batch_size=1, accumulate=batch_tokens // 2048, seq_len=2048, steps=round(tokens / batch_tokens)),
+        dict(lr=lr, batch_size=1, grad_accum_steps=batch_tokens // 2048, seq_len=2048, steps=round(tokens / batch_tokens)),
         gpu_hours,
         tokens,
     )
@@ -152,6 +186,6 @@ PRESETS = {
 
 def preset(name):
     """Look a preset up. Raises InputError with the names there are."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r} does not exist: choose one of {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r:.60}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Evaluation: mean loss on held-out text, beside the floor where it is known.
+"""Evaluation: mean loss on held-out text, beside the entropy floor where it is known.
 
     loss            nats per token the model is asked to predict
     bits_per_byte   loss / ln 2 * tokens / bytes: comparable between tokenizers
@@ -65,31 +65,32 @@ def evaluate(engine, shards, seq_len, bos_id, batch_size=16, limit=math.inf, epo
     """Score the held-out part of every source.
 
     Args:
-        shards: list of Shard
-        limit:  int                   score about this many tokens of each source, spread over all it has
-        epochs: dict name -> float    how often each source was trained on, if it was
+        shards:   list of Shard
+        limit:    int                   score about this many tokens of each source, spread over all it has
+        epochs:   dict name -> float    how often each source was trained on, if it was
+        progress: (int) -> None         called with the tokens done; what it raises ends the evaluation
 
     Returns:
         dict name -> Score
     """
     scores = {}
     for shard in shards:
-        part = shard.val
-        every = max(1, math.ceil(part.scored / limit))
-        loss = mean_loss(engine, part.stream, seq_len, bos_id, batch_size, every, progress)
-        bits_per_byte = loss / math.log(2) * part.scored / part.bytes
-        scores[shard.name] = Score(loss, bits_per_byte, part.floor, shard.share, (epochs or {}).get(shard.name))
+        val = shard.val
+        every = max(1, math.ceil(val.scored / limit))
+        loss = mean_loss(engine, val.tokens, seq_len, bos_id, batch_size, every, progress)
+        bits_per_byte = loss / math.log(2) * val.scored / val.bytes
+        scores[shard.name] = Score(loss, bits_per_byte, val.floor, shard.share, (epochs or {}).get(shard.name))
     return scores
 
 
 def mix_floor(shards):
-    """Floor of the whole mix, nats/token, weighted by share; None if one source's is unknown."""
+    """Entropy floor of the mix, nats/token, weighted by share; None if one source's is unknown."""
     floors = [shard.val.floor for shard in shards]
     return None if None in floors else sum(shard.share * floor for shard, floor in zip(shards, floors))
 
 
 def summary(shards, scores):
-    """The whole mix, weighted by share, with every source: the object `eval --json` prints.
+    """The mix, weighted by share, with every source: the object `eval --json` prints.
 
     Returns:
         {"loss", "bits_per_byte", "perplexity", "floor", "sources": {NAME: {"loss", "bits_per_byte", "floor", "share", "epochs"}}}
@@ -105,7 +106,7 @@ def summary(shards, scores):
     }
 
 
-def table(result):
+def format_scores(result):
     """`summary` as text, a line per source and one for the mix."""
 
     def line(name, score, share, epochs):

@@ -1,4 +1,4 @@
-"""What the machine offers, what was used of it, and one switch that makes NumPy faster on it. Standard library only, because
+"""What the machine offers, what was used of it, and one setting that makes NumPy faster on it. Standard library only, because
 it is used before NumPy is imported.
 
 glibc gives every freed array of more than 128 KiB back to the system, so that the next one is mapped and zeroed page by page
@@ -13,7 +13,7 @@ _KEEP = 1 << 30  # bytes
 
 
 def prepare():
-    """Throw the switch. Before NumPy makes its first arrays; on systems without glibc nothing happens."""
+    """Set both thresholds. To be called before NumPy allocates; on systems without glibc nothing happens."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, value in ((_M_MMAP_THRESHOLD, _KEEP), (_M_TRIM_THRESHOLD, _KEEP), (_M_ARENA_MAX, 1)):
@@ -38,8 +38,13 @@ def default_threads():
 
 
 def total_memory():
-    """Bytes of memory this machine has; 0 where the system does not tell."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    """Bytes of memory this machine has, or this container may use; 0 where the system does not tell."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            return min(physical, int(file.read()))
+    except (OSError, ValueError):                                # no container, or one without a limit ("max")
+        return physical
 
 
 def has_cuda():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config import FORMATS
 from ..errors import InputError
-from .files import new_path
+from ..files import new_path
 from .model import DTYPES, Model, Tensors
 
 __all__ = ["DTYPES", "FORMATS", "Model", "Tensors", "format_of", "read", "write"]

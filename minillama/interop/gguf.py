@@ -13,9 +13,9 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter, LlamaFileType, dequantize
 
 from ..errors import InputError
+from ..files import atomic
 from ..nn import param_shapes
 from . import vocabulary
-from .files import whole
 from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
 TYPES = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
@@ -44,7 +44,7 @@ def write(path, model, dtype="f32"):
     config = model.config
     pieces = vocabulary.read_pieces(model.tokenizer, "the tokenizer")
     ids = vocabulary.special_ids(pieces)
-    with whole(path) as making:
+    with atomic(path, parents=True) as making:
         writer = GGUFWriter(making, "llama")
         try:
             writer.add_name(path.stem)

@@ -23,9 +23,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from ..files import atomic, inside, read_bytes, read_json, write_json
 from ..nn import param_shapes
 from . import vocabulary
-from .files import inside, read_bytes, read_json, whole, write_json
 from .model import DTYPES, KV, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -73,7 +73,7 @@ def from_hf(name, tensor, n_heads):
 
 def write(path, model, dtype="f32"):
     """Write a folder, one tensor at a time."""
-    with whole(path) as making:
+    with atomic(path, parents=True) as making:
         making.mkdir()
         fill(making, model, dtype)
 

@@ -14,11 +14,11 @@ import struct
 import numpy as np
 
 from ..errors import InputError
+from ..files import atomic, inside, read_bytes
 from ..nn import param_shapes
 from ..nn.model import BLOCK_NAMES
 from ..nn.rope import rope_tables
 from . import vocabulary
-from .files import inside, read_bytes, whole
 from .model import KV, Model, Tensors, cast, config_for, grouping, ungrouped
 
 MODEL, TOKENIZER = "model.bin", "tokenizer.bin"
@@ -45,7 +45,7 @@ def write(path, model, dtype="f32"):
     if config.rope_theta != ROPE_THETA:
         raise InputError(f"rope_theta is {config.rope_theta:g}, and llama2.c computes with {ROPE_THETA:g}")
     tokenizer = vocabulary.to_tokenizer_bin(model.tokenizer)
-    with whole(path) as making:
+    with atomic(path, parents=True) as making:
         making.mkdir()
         (making / TOKENIZER).write_bytes(tokenizer)
         with open(making / MODEL, "wb") as file:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..files import atomic, inside, read_bytes, read_json, write_json
 from ..nn import param_shapes
 from . import vocabulary
-from .files import inside, read_bytes, read_json, whole, write_json
 from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
 OUTSIDE = {"tok_embeddings": "tok_embeddings.weight", "norm": "norm.weight", "output": "output.weight"}
@@ -52,7 +52,7 @@ def write(path, model, dtype="f32"):
     PyTorch saves all tensors in one call, so they are laid out in a file beside it first, one at a time, and mapped from there.
     """
     torch, config, shapes = _torch(), model.config, param_shapes(model.config)
-    with whole(path) as making:
+    with atomic(path, parents=True) as making:
         making.mkdir()
         (making / "tokenizer.model").write_bytes(model.tokenizer)
         write_json(making / "params.json", {

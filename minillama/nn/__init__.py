@@ -26,4 +26,4 @@ __all__ = [
     "rmsnorm_backward", "rmsnorm_forward",
     "rope_backward", "rope_forward", "rope_tables",
     "swiglu_backward", "swiglu_forward",
-]  # fmt: skip
+]

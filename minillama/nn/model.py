@@ -24,7 +24,7 @@ def param_shapes(config):
     block = {
         "attention_norm": (D,), "wq": (D, D), "wk": (D, D), "wv": (D, D), "wo": (D, D),
         "ffn_norm": (D,), "w1": (F, D), "w2": (D, F), "w3": (F, D),
-    }  # fmt: skip
+    }
     shapes = {"tok_embeddings": (V, D)}
     for layer in range(config.n_layers):
         shapes.update({f"layers.{layer}.{name}": shape for name, shape in block.items()})

@@ -1,7 +1,7 @@
 """Tokens on disk, and batches drawn from several sources by proportion.
 
-A source becomes two files of uint16 token ids, `<s> document </s> <s> document </s> ...`, made once and then read through a
-memory map. A batch is a pure function of (seed, step): every row picks a source with probability equal to its share, so shares
+A source becomes a shard: two files of uint16 token ids, `<s> document </s> <s> document </s> ...`, made once and then read through
+a memory map. A batch is a pure function of (seed, step): every row picks a source with probability equal to its share, so shares
 are by token and not by document, and a random place in it. Nothing is remembered between steps, so a resumed run needs no state.
 
 LLaMA mixes seven sources so [LLaMA §2.1, table 1], and reports how often each was gone through: its epochs.
@@ -11,31 +11,29 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
+from ..files import atomic
 from ..nn import IGNORE
 
 BATCH_CHARACTERS = 1 << 20  # text tokenised at a time
-LEFTOVER_AGE = 24 * 3600  # seconds: no tokenisation takes a day
 
 
-class Part(NamedTuple):
+class Stream(NamedTuple):
     """Training or validation tokens of a source.
 
-    stream:  (n,) uint16 memory map
+    tokens:  (n,) uint16 memory map    `<s> document </s> <s> document </s> ...`
     scored:  int            tokens a model is asked to predict: all but the <s> that starts each document
     bytes:   int            UTF-8 bytes of the text
     documents: int
-    floor:   float | None   exact information of the documents, nats per scored token, where it is known
+    floor:   float | None   exact information of the documents, nats per scored token, where it is known: their entropy floor
     """
 
-    stream: np.ndarray
+    tokens: np.ndarray
     scored: int
     bytes: int
     documents: int
@@ -43,76 +41,81 @@ class Part(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One source, tokenised: its share of the mix (shares sum to 1), and its parts. `train` is None where all is held out."""
+    """One source, tokenised: its share of the mix (shares sum to 1), and its streams. `train` is None where all is held out."""
 
     name: str
     share: float
-    train: Part | None
-    val: Part
+    train: Stream | None
+    val: Stream
 
 
-def _write_part_files(folder, pieces, tokenizer, progress):
-    """Tokenise pieces into folder/train.bin and folder/val.bin; return the counts of both."""
-    counts = {part: {"tokens": 0, "bytes": 0, "documents": 0, "bits": 0.0} for part in ("train", "val")}
-    waiting, characters = {"train": [], "val": []}, 0
+class _Writer:
+    """Tokenises documents into folder/train.bin and folder/val.bin. Short ones wait, to be tokenised many at a time; a long one goes
+    through in pieces of text, in flat memory.
 
-    def flush(files):
-        nonlocal characters
-        for part, texts in waiting.items():
-            for ids in tokenizer.encode_batch(texts, num_threads=os.cpu_count() or 1):
-                write(files, part, [tokenizer.bos_id, *ids, tokenizer.eos_id])
+    counts: dict side -> {"tokens", "bytes", "documents", "bits"}
+    """
+
+    def __init__(self, folder, tokenizer, progress):
+        self.tokenizer, self.progress = tokenizer, progress
+        self.counts = {side: {"tokens": 0, "bytes": 0, "documents": 0, "bits": 0.0} for side in ("train", "val")}
+        self._waiting, self._waiting_bytes = {"train": [], "val": []}, 0
+        self._files = {side: open(folder / f"{side}.bin", "wb") for side in self.counts}  # noqa: SIM115 — closed by __exit__
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for file in self._files.values():
+            file.close()
+
+    def add(self, side, chunks, bits):
+        """One document of a source."""
+        count = self.counts[side]
+        count["documents"] += 1
+        count["bits"] = None if bits is None else count["bits"] + bits
+        if isinstance(chunks, tuple) and len(chunks[0]) <= BATCH_CHARACTERS:
+            before = count["bytes"]
+            self._waiting[side].extend(self._slices(chunks, count))
+            self._waiting_bytes += count["bytes"] - before
+            if self._waiting_bytes > BATCH_CHARACTERS:
+                self.flush()
+            return
+        self._write(side, [self.tokenizer.bos_id])
+        for ids in self.tokenizer.encode_chunks(self._slices(chunks, count)):
+            self._write(side, ids)
+        self._write(side, [self.tokenizer.eos_id])
+
+    def flush(self):
+        """Tokenise what waits."""
+        for side, texts in self._waiting.items():
+            for ids in self.tokenizer.encode_batch(texts, num_threads=os.cpu_count() or 1):
+                self._write(side, [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id])
             texts.clear()
-        characters = 0
+        self._waiting_bytes = 0
 
-    def write(files, part, ids):
-        np.array(ids, np.uint16).tofile(files[part])
-        counts[part]["tokens"] += len(ids)
-
-    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
-        files = {"train": train, "val": val}
-        for part, chunks, bits in pieces:
-            count = counts[part]
-            count["documents"] += 1
-            count["bits"] = None if bits is None else count["bits"] + bits
-            if isinstance(chunks, tuple):                        # a short document: tokenised many at a time
-                waiting[part].extend(chunks)
-                size = sum(len(chunk.encode("utf-8")) for chunk in chunks)
+    def _slices(self, chunks, count):
+        """The text of a document in slices of bounded length, each counted as it is read."""
+        for chunk in chunks:
+            for start in range(0, len(chunk), BATCH_CHARACTERS):
+                text = chunk[start:start + BATCH_CHARACTERS]
+                size = len(text.encode("utf-8"))
                 count["bytes"] += size
-                characters += size
-                progress(size)
-                if characters > BATCH_CHARACTERS:
-                    flush(files)
-                continue
-            write(files, part, [tokenizer.bos_id])               # a long one: in pieces, in flat memory
-            for ids in tokenizer.encode_chunks(_counted(chunks, count, progress)):
-                write(files, part, ids)
-            write(files, part, [tokenizer.eos_id])
-        flush(files)
-    return counts
+                self.progress(size)
+                yield text
+
+    def _write(self, side, ids):
+        self._files[side].write(np.array(ids, np.uint16).tobytes())
+        self.counts[side]["tokens"] += len(ids)
 
 
-def _counted(chunks, count, progress):
-    for chunk in chunks:
-        size = len(chunk.encode("utf-8"))
-        count["bytes"] += size
-        progress(size)
-        yield chunk
-
-
-def _open_part(folder, part, count):
+def _open_stream(folder, side, count):
     if not count["tokens"]:
         return None
-    stream = np.memmap(folder / f"{part}.bin", np.uint16, "r")
+    tokens = np.memmap(folder / f"{side}.bin", np.uint16, "r")
     scored = count["tokens"] - count["documents"]
     floor = None if count["bits"] is None else count["bits"] * math.log(2) / scored
-    return Part(stream, scored, count["bytes"], count["documents"], floor)
-
-
-def _remove_leftovers(folder):
-    """Delete what a killed process left of this source. A young folder may still be another one's work."""
-    for path in folder.parent.glob(f"{folder.name}.*.tmp"):
-        if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-            shutil.rmtree(path, ignore_errors=True)
+    return Stream(tokens, scored, count["bytes"], count["documents"], floor)
 
 
 def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lambda size: None):
@@ -132,35 +135,34 @@ def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lamb
     key = hashlib.sha256(f"1 {source.fingerprint()} {tokenizer.fingerprint} {val_fraction}".encode()).hexdigest()[:16]
     folder = Path(cache) / f"{source.name.replace('/', '_')[-40:]}-{key}"
     if not folder.exists():
-        _remove_leftovers(folder)
-        making = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        making.mkdir(parents=True)
         try:
-            pieces = source.whole() if val_fraction is None else source.pieces(val_fraction)
-            counts = _write_part_files(making, pieces, tokenizer, progress)
-            (making / "meta.json").write_text(json.dumps(counts, indent=1))
-            if not folder.exists():                              # another process may have been faster: its work is the same
-                os.replace(making, folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    counts = json.loads((folder / "meta.json").read_text())
-    return Shard(source.name, share, _open_part(folder, "train", counts["train"]), _open_part(folder, "val", counts["val"]))
+            with atomic(folder, parents=True) as making:
+                making.mkdir()
+                with _Writer(making, tokenizer, progress) as writer:
+                    for side, chunks, bits in source.held_out() if val_fraction is None else source.documents(val_fraction):
+                        writer.add(side, chunks, bits)
+                    writer.flush()
+                (making / "meta.json").write_text(json.dumps(writer.counts, indent=1), encoding="utf-8")
+        except FileExistsError:
+            pass                                                 # another process was faster: its work is the same
+    counts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return Shard(source.name, share, *(_open_stream(folder, side, counts[side]) for side in ("train", "val")))
 
 
 class Mixture:
     """Batches from several shards.
 
     Raises:
-        InputError: a source whose training part is shorter than one row
+        InputError: a source whose training text is shorter than one row
     """
 
     def __init__(self, shards, seq_len, seed, bos_id):
         self.shards, self.seq_len, self.seed, self.bos_id = shards, seq_len, seed, bos_id
         self._cumulative = np.cumsum([shard.share for shard in shards])
         for shard in shards:
-            tokens = len(shard.train.stream) if shard.train else 0
+            tokens = len(shard.train.tokens) if shard.train else 0
             if tokens < seq_len + 1:
-                raise InputError(f"{shard.name} is too short: {tokens} training tokens, and a row of seq_len {seq_len} needs {seq_len + 1}")
+                raise InputError(f"{shard.name} must have {seq_len + 1} training tokens at least (seq_len {seq_len} + 1), got {tokens}")
 
     def batch(self, step, rows):
         """The rows of one step: a pure function of (seed, step, rows).
@@ -174,14 +176,14 @@ class Mixture:
         rng = np.random.default_rng([self.seed, step])
         points = (rng.random() + np.arange(rows)) / rows * self._cumulative[-1]
         sources = np.minimum(np.searchsorted(self._cumulative, points, side="right"), len(self.shards) - 1)
-        streams = [self.shards[source].train.stream for source in sources]
+        streams = [self.shards[source].train.tokens for source in sources]
         starts = [int(rng.integers(len(stream) - self.seq_len)) for stream in streams]
         window = np.stack([stream[start:start + self.seq_len + 1] for stream, start in zip(streams, starts)]).astype(np.int64)
         return window[:, :-1], mask_starts(window[:, 1:], self.bos_id)
 
     def epochs(self, tokens):
         """How often each source has been gone through after that many training tokens, as in [LLaMA table 1]: dict."""
-        return {shard.name: tokens * shard.share / len(shard.train.stream) for shard in self.shards}
+        return {shard.name: tokens * shard.share / len(shard.train.tokens) for shard in self.shards}
 
 
 def mask_starts(targets, bos_id):
@@ -190,10 +192,13 @@ def mask_starts(targets, bos_id):
 
 
 def validation_rows(stream, seq_len, bos_id):
-    """Cut a stream into rows that score every token once: as many whole documents as fit a row, and longer ones in pieces.
+    """Cut a stream into rows that score every token once: as many complete documents as fit a row, and longer ones cut.
+
+    Args:
+        stream: (n,) uint16    `<s> document </s> ...`
 
     Yields:
-        start, end: the row is stream[start:end], at most seq_len + 1 tokens; pieces of one document overlap by one token
+        start, end: the row is stream[start:end], at most seq_len + 1 tokens; rows of one document overlap by one token
     """
     starts = np.flatnonzero(stream == bos_id)
     ends = np.append(starts[1:], len(stream))

@@ -6,10 +6,10 @@
 Protocol Buffers, encoding: https://protobuf.dev/programming-guides/encoding; field numbers of sentencepiece_model.proto.
 Used by bpe.py and tokenizer.py.
 """
-import os
 import struct
 
 from minillama.errors import InputError
+from minillama.files import atomic, read_bytes
 
 SPACE = "\u2581"                                   # ▁, how a space is written inside pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6          # a piece's kind, SentencePiece's numbers
@@ -17,6 +17,7 @@ BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIALS = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
 FIRST_ID = len(SPECIALS) + len(BYTE_PIECES)        # 259: ids 0-2 special, 3-258 bytes, then merges, then characters
 MAX_VOCAB_SIZE = 65536                             # token ids are stored as uint16
+MAX_BYTES = 20_000_000                             # of a tokenizer's file; LLaMA's have a tenth of it at most
 
 # LLaMA's settings. name: (message of the .model file, field number, value where the file says nothing, LLaMA's value)
 SETTINGS = {
@@ -47,26 +48,14 @@ MESSAGES = {"trainer": 2, "normalizer": 3}         # field numbers inside the wh
 
 
 def read_model_file(path):
-    """The bytes of a file. Raises InputError where there is none."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"cannot read tokenizer {os.fspath(path)}: {error.strerror}") from None
+    """The bytes of a file. Raises InputError where there is none, or it is too large to be one."""
+    return read_bytes(path, MAX_BYTES)
 
 
 def write_model_file(path, data):
-    """Write the bytes to a file beside it, then rename: a reader sees the old file or the new one, never half of one."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write tokenizer {os.fspath(path)}: {error.strerror}") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    """Write the bytes atomically: a reader sees the old file or the new one, never half of one."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def parse_model(data, name="the model"):

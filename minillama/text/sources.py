@@ -1,11 +1,11 @@
 """Where text comes from: the built-in sources, plain text files, and JSON lines; and what is held out for validation.
 
-A source has a name, a weight, a size (about the bytes of its text), a fingerprint of its content, and yields pieces
-`(part, chunks, bits)`: part is "train" or "val"; chunks is an iterable of str that joins to one document; bits is the
-document's exact information where it is known (the built-in sources), else None.
+A source has a name, a weight, a size (about the bytes of its text), a fingerprint of its content, and yields documents
+`(side, chunks, bits)`: side is "train" or "val"; chunks is an iterable of str that joins to one document, a tuple of one for a
+document that is in memory anyway; bits is the document's exact information where it is known (the built-in sources), else None.
 
 What is held out, and why it never meets the training text: a plain text file is one document, cut once, its end held out.
-Of a collection, whole documents are held out, chosen by the hash of their text, so that two equal documents always
+Of a collection, complete documents are held out, chosen by the hash of their text, so that two equal documents always
 fall on the same side.
 """
 import codecs
@@ -17,9 +17,11 @@ import math
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import check_regular
 from . import corpus
 
 CHUNK = 1 << 20  # bytes of a file read at a time
+BOM = codecs.BOM_UTF8  # with which Windows programs begin a file
 
 
 def _digest(text):
@@ -27,20 +29,22 @@ def _digest(text):
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-def _split_documents(documents, fraction, name):
-    """Assign documents to train or val. `documents` is a function that starts a fresh pass and yields (text, bits)."""
-    digests = {_digest(text) for text, _ in documents()}
+def _split_documents(texts, fraction, name):
+    """Assign documents to train or val. `texts` is a function that starts a fresh pass and yields (text, bits)."""
+    digests = {_digest(text) for text, _ in texts()}
     if len(digests) < 2:
-        raise InputError(f"{name} has {len(digests)} different documents, and must have at least 2: one to train on, one to validate")
+        raise InputError(f"{name} must have at least 2 different documents, one to train on and one to validate, got {len(digests)}")
     held_out = min(max(round(fraction * len(digests)), 1), len(digests) - 1)
     limit = heapq.nsmallest(held_out, digests)[-1]
     del digests
-    for text, bits in documents():
+    for text, bits in texts():
         yield "val" if _digest(text) <= limit else "train", (text,), bits
 
 
 class BuiltinSource:
     """One source of the built-in corpus: `size` characters of freshly drawn documents."""
+
+    shuffled = True  # the first documents are as good a sample as any
 
     def __init__(self, name, weight, seed, size):
         self.name, self.weight, self.seed, self.size = name, weight, seed, size
@@ -49,7 +53,7 @@ class BuiltinSource:
         code = hashlib.sha256(Path(corpus.__file__).read_bytes()).hexdigest()
         return f"builtin {self.name} {self.seed} {self.size} {code}"
 
-    def _documents(self):
+    def _texts(self):
         written = 0
         for document in corpus.documents(self.name, self.seed):
             yield document.text, document.bits
@@ -57,13 +61,15 @@ class BuiltinSource:
             if written >= self.size:
                 return
 
-    def pieces(self, val_fraction):
-        documents = list(self._documents())
-        return _split_documents(lambda: documents, val_fraction, self.name)
+    def documents(self, val_fraction):
+        texts = list(self._texts())
+        return _split_documents(lambda: texts, val_fraction, self.name)
 
 
 class FileSource:
     """What text and JSON lines share: a file that is there and not empty. Raises InputError where it is not."""
+
+    shuffled = False
 
     def __init__(self, path, name, weight):
         self.path, self.name, self.weight = Path(path), name, weight
@@ -81,9 +87,13 @@ class TextSource(FileSource):
         """Decode bytes start .. end of the file, a megabyte at a time."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         with open(self.path, "rb") as file:
+            if start == 0 and file.read(len(BOM)) == BOM:
+                start = len(BOM)
             file.seek(start)
             while start < end:
                 data = file.read(min(CHUNK, end - start))
+                if not data:
+                    raise InputError(f"{self.path} has become shorter while it was read")
                 pending = len(decoder.getstate()[0])
                 try:
                     yield decoder.decode(data, final=start + len(data) >= end)
@@ -91,12 +101,16 @@ class TextSource(FileSource):
                     raise _not_utf8(self.path, start - pending + error.start, error) from None
                 start += len(data)
 
-    def pieces(self, val_fraction):
+    def documents(self, val_fraction):
         cut = self._character_boundary(round(self.size * (1 - val_fraction)))
+        if not 0 < cut < self.size:
+            held_out = self.size - cut
+            raise InputError(f"val_fraction {val_fraction:g} holds out {held_out} of the {self.size} bytes of {self.path}: "
+                             "at least 1 must be held out, and 1 left")
         yield "train", self._chunks(0, cut), None
         yield "val", self._chunks(cut, self.size), None
 
-    def whole(self):
+    def held_out(self):
         """The file as one held-out document, for evaluating a text the model never saw."""
         yield "val", self._chunks(0, self.size), None
 
@@ -110,31 +124,35 @@ class TextSource(FileSource):
 class JsonlSource(FileSource):
     """One document per line: {"text": "..."}."""
 
-    def _documents(self):
-        offset = 0
+    def _texts(self):
+        offset, empty = 0, True
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    text = json.loads(line.decode("utf-8"))["text"] if line.strip() else ""
+                    text = json.loads(line.removeprefix(BOM).decode("utf-8"))["text"] if line.strip() else ""
                     text.encode("utf-8")
                 except UnicodeDecodeError as error:
                     raise _not_utf8(self.path, offset + error.start, error) from None
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    message = f'{self.path} line {number} is not a JSON object with a string under "text": {line[:60]!r}'
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    message = f'{self.path} line {number} must be a JSON object with a string under "text", got {line[:60]!r}'
                     raise InputError(message) from None
                 if text:
+                    empty = False
                     yield text, None
                 offset += len(line)
+        if empty:
+            raise InputError(f"{self.path} must hold at least one text that is not empty")
 
-    def pieces(self, val_fraction):
-        return _split_documents(self._documents, val_fraction, self.path)
+    def documents(self, val_fraction):
+        return _split_documents(self._texts, val_fraction, self.path)
 
-    def whole(self):
+    def held_out(self):
         """Every document, held out, for evaluating texts the model never saw."""
-        return (("val", (text,), bits) for text, bits in self._documents())
+        return (("val", (text,), bits) for text, bits in self._texts())
 
 
 def _file_size(path):
+    check_regular(path)
     try:
         size = path.stat().st_size
         with open(path, "rb"):
@@ -163,22 +181,29 @@ def parse_data(specs):
             raise InputError(f"--data names {path} twice: give each file once, with one weight")
         taken = {source.name for source in sources}
         name = Path(path).stem if Path(path).stem not in taken else str(path)
-        sources.append((JsonlSource if Path(path).suffix == ".jsonl" else TextSource)(path, name, weight))
+        sources.append((JsonlSource if Path(path).suffix.lower() == ".jsonl" else TextSource)(path, name, weight))
     return sources
 
 
 def _split_spec(spec):
     """("a.txt", 0.35) of "a.txt=0.35". A file whose own name holds an equals sign is taken as it is."""
     path, equals, weight = spec.rpartition("=")
-    if not equals or Path(spec).exists():
+    if not equals or _exists(spec):
         return spec, 1.0
     try:
         value = float(weight)
     except ValueError:
-        raise InputError(f"the weight in --data {spec} is {weight!r}, and must be a number greater than 0") from None
+        raise InputError(f"the weight in --data {spec} must be a number greater than 0, got {weight!r}") from None
     if not 0 < value < math.inf:
-        raise InputError(f"the weight in --data {spec} is {weight}, and must be greater than 0 and finite")
+        raise InputError(f"the weight in --data {spec} must be greater than 0 and finite, got {weight}")
     return path, value
+
+
+def _exists(path):
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):                                # a link that leads in a circle, a name that cannot be one
+        return False
 
 
 def builtin_sources(seed, size):

@@ -16,6 +16,7 @@ import sentencepiece
 from minillama.errors import InputError
 from minillama.text import bpe, model_file
 
+MAX_STRETCH = 1_000_000                            # characters
 _QUIET = 3                                         # SentencePiece's log level: fatal errors only
 
 
@@ -110,8 +111,10 @@ class Tokenizer:
 
         A text may be cut between two characters that stand side by side in no piece: no merge can then reach across. Before a space
         that follows a letter is always such a place. Text is held until one is found, so memory is one chunk and the longest stretch
-        without such a place. What comes after a cut must not be given a dummy prefix: it is encoded behind a newline, which joins with
-        nothing, and the newline's tokens are taken off. A model where this does not hold (not LLaMA-style) gets its text whole.
+        without such a place; a stretch of more than MAX_STRETCH characters, one letter again and again say, is cut at its end all the
+        same, where a merge could have reached across. What comes after a cut must not be given a dummy prefix: it is encoded behind a
+        newline, which joins with nothing, and the newline's tokens are taken off. A model where this does not hold (not LLaMA-style)
+        gets its text in one.
         """
         if self._joined is None:
             yield self.encode("".join(chunks))
@@ -120,7 +123,7 @@ class Tokenizer:
         text, prefix, done = "", "", 0             # done: the places before this one were looked at
         for chunk in chunks:
             text += chunk
-            cut = self._last_cut(text, max(done, 1))
+            cut = self._last_cut(text, max(done, 1)) or (len(text) if len(text) > MAX_STRETCH else 0)
             done = len(text)
             if cut:
                 yield self._encode_after(text[:cut], prefix, newline)

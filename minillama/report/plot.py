@@ -3,15 +3,21 @@ made of."""
 import math
 import os
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from ..files import atomic
+
+_backend = os.environ.pop("MPLBACKEND", None)  # drawn to files only: a name that is no backend must not be in the way
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
+
+if _backend is not None:
+    os.environ["MPLBACKEND"] = _backend
 
 INK, TRAIN, VAL, FLOOR = "#333333", "#9db7d5", "#c8452f", "#2a7f4f"
 
 
 def plot_loss(records, path, title, vocab_size):
-    """Draw train and validation loss, the floor, ln V and the learning rate over the steps; replaces `path` atomically.
+    """Draw training and validation loss, the entropy floor, ln V and the learning rate over the steps; replaces `path` atomically.
 
     Args:
         records:    list of dict    lines of metrics.jsonl
@@ -115,6 +121,5 @@ def plot_profile(rows, path, title):
 
 
 def _save(figure, path):
-    temporary = f"{path}.tmp"
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -7,8 +7,10 @@
 The embedding is a lookup and costs no arithmetic, hence P - V D. Kaplan et al. 2020 (arXiv:2001.08361), §2.1;
 [LLaMA table 15] for the GPU-hours.
 """
-from .config import PRESETS
-from .nn import count_params
+from ..config import PRESETS
+from ..errors import InputError
+from ..machine import total_memory
+from ..nn import count_params
 
 A100_FLOPS = 312e12  # bfloat16, dense, one A100-80GB
 ASSUMED_MFU = 0.5    # of it that a well-made training reaches
@@ -21,13 +23,18 @@ def flops_per_token(config, seq_len):
     return 3 * (2 * matrices + 2 * config.n_layers * seq_len * config.dim)
 
 
+def step_flops(config, batch_size, seq_len):
+    """Floating-point operations of one training step on a batch: float."""
+    return flops_per_token(config, seq_len) * batch_size * seq_len
+
+
 def train_memory(config, batch_size, seq_len):
     """Bytes a run of the NumPy engine uses to train in float32: dict of parts, within 20 % of what the system then counts.
 
     Per token and layer the caches hold 8 D (both norms' inputs and outputs, q, k, v, attention's output), the 4 F of SwiGLU
     (gate, up, sigmoid, product) and one row of H probabilities per position; then V probabilities of the loss.
     Three arrays of V (logits, probabilities, their gradient) are alive at the peak. Gradients are held twice: summed, and
-    of the part at work.
+    of the batch at work.
     """
     parameters = 4 * count_params(config)
     tokens = batch_size * seq_len
@@ -38,13 +45,37 @@ def train_memory(config, batch_size, seq_len):
     return parts | {"total": sum(parts.values())}
 
 
+def check_memory(config, engine):
+    """Refuse a training that this machine has no memory for, before anything is built.
+
+    Args:
+        config: RunConfig
+        engine: EngineConfig    settled. What a GPU holds is not counted here: only the parameters pass through this machine's memory
+
+    Raises:
+        InputError: with the bytes needed, and there
+    """
+    recipe, there = config.train, total_memory()
+    rows = recipe.batch_size * recipe.grad_accum_steps
+    needed = {
+        "the model": 4 * count_params(config.model),
+        "the batch of a step": 5 * 8 * rows * recipe.seq_len,    # ids and targets in int64, and what they are made of
+    }
+    if engine.name == "numpy" or engine.device == "cpu":
+        needed["training"] = train_memory(config.model, recipe.batch_size, recipe.seq_len)["total"]
+    for what, size in needed.items():
+        if there and size > there:
+            raise InputError(f"{what} needs about {_size(size)} of memory ({count_params(config.model):,} parameters, {rows:,} rows of "
+                             f"{recipe.seq_len:,} tokens a step), and this machine has {_size(there)}: choose a smaller model or batch")
+
+
 ELSEWHERE = ("steps", "train_tokens", "train_flops", "gpu_hours_estimate")  # nobody knows them of a model that was trained elsewhere
 
 
 def plan(config, recipe, preset_name=None, trained_here=True):
     """All figures of a model and its training, as `info --json` prints them; for a model that was not trained here, those of ELSEWHERE
     are None."""
-    tokens = recipe.steps * recipe.accumulate * recipe.batch_size * recipe.seq_len
+    tokens = recipe.steps * recipe.grad_accum_steps * recipe.batch_size * recipe.seq_len
     flops = flops_per_token(config, recipe.seq_len)
     paper = PRESETS.get(preset_name)
     hours = paper.gpu_hours if paper else None
@@ -54,7 +85,7 @@ def plan(config, recipe, preset_name=None, trained_here=True):
         "head_dim": config.head_dim,
         "hidden_dim": config.hidden_dim,
         "flops_per_token": flops,
-        "tokens_per_step": recipe.accumulate * recipe.batch_size * recipe.seq_len,
+        "tokens_per_step": recipe.grad_accum_steps * recipe.batch_size * recipe.seq_len,
         "steps": recipe.steps,
         "train_tokens": trained,
         "train_flops": flops * trained,
@@ -71,10 +102,10 @@ def _size(n):
         if n < 1000:
             return f"{n:.3g} {unit}"
         n /= 1000
-    return f"{n:.4g} TB"
+    return f"{n:,.0f} TB"
 
 
-def text(title, config, figures):
+def format_plan(title, config, figures):
     """`plan` as a page for people."""
     memory = figures["memory_bytes"]
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if name != "total")

@@ -1,4 +1,4 @@
-"""How fast is it, and where does the time go: the NumPy engine beside PyTorch, in one run, and every op beside its floor.
+"""How fast is it, and where does the time go: the NumPy engine beside PyTorch, in one run, and every op beside its roofline.
 
     train     one optimiser step on the same model and batch: NumPy, PyTorch eager, torch.compile
     decode    greedy tokens per second with the key/value cache, beside what the memory bandwidth allows
@@ -6,7 +6,7 @@
 
 Each contender lives in a process of its own, so that thread pools do not disturb each other and peak memory is its own. They
 take turns, A B A B, and medians are compared: a machine that slows down slows both. All get the same allocator settings
-(machine.py). The floor of a step is its floating-point operations over this machine's own sgemm rate, measured in the same run.
+(machine.py). The roofline of a step is its floating-point operations over this machine's own sgemm rate, measured in the same run.
 """
 import json
 import statistics
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from . import machine
+from .. import machine
 
 SHAPES = {  # the shapes of `--shapes`: model, batch, sequence length
     "a": ({"dim": 128, "n_layers": 4, "n_heads": 4, "vocab_size": 65, "multiple_of": 8, "max_seq_len": 64}, 12, 64),
@@ -32,8 +32,8 @@ LR = 1e-3
 def _numpy_train(shape, threads):
     import numpy as np
 
-    from .config import ModelConfig, TrainConfig
-    from .engine import NumpyEngine
+    from ..config import ModelConfig, TrainConfig
+    from ..engine.numpy_engine import NumpyEngine
 
     model, batch, seq_len = SHAPES[shape]
     config = ModelConfig(**model)
@@ -49,7 +49,9 @@ def _torch_model(config):
     from torch import nn
     from torch.nn import functional as F
 
-    from kernels.reference import rope_forward, rope_tables
+    from ..engine.factory import kernels_module
+
+    reference = kernels_module("reference")
 
     class Block(nn.Module):
         def __init__(self):
@@ -64,7 +66,7 @@ def _torch_model(config):
             heads = (*x.shape[:2], config.n_heads, config.head_dim)
             n = self.attention_norm(x)
             q, k, v = self.wq(n).view(heads), self.wk(n).view(heads), self.wv(n).view(heads)
-            q, k, v = (t.transpose(1, 2) for t in (rope_forward(q, cos, sin), rope_forward(k, cos, sin), v))
+            q, k, v = (t.transpose(1, 2) for t in (reference.rope_forward(q, cos, sin), reference.rope_forward(k, cos, sin), v))
             x = x + self.wo(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape))
             m = self.ffn_norm(x)
             return x + self.w2(F.silu(self.w1(m)) * self.w3(m))
@@ -78,7 +80,7 @@ def _torch_model(config):
             for parameter in self.parameters():
                 if parameter.ndim > 1:
                     nn.init.normal_(parameter, std=0.02)
-            cos, sin = rope_tables(config.max_seq_len, config.head_dim, config.rope_theta)
+            cos, sin = reference.rope_tables(config.max_seq_len, config.head_dim, config.rope_theta)
             self.register_buffer("cos", cos)
             self.register_buffer("sin", sin)
 
@@ -95,7 +97,7 @@ def _torch_model(config):
 def _torch_train(shape, threads, compiled=False):
     import torch
 
-    from .config import ModelConfig
+    from ..config import ModelConfig
 
     torch.set_num_threads(threads)
     model, batch, seq_len = SHAPES[shape]
@@ -121,29 +123,29 @@ def _torch_train(shape, threads, compiled=False):
 def _numpy_decode(shape, threads):
     import numpy as np
 
-    from .config import ModelConfig
-    from .engine import NumpyEngine
-    from .generate import generate
+    from ..config import ModelConfig
+    from ..engine.numpy_engine import NumpyEngine
+    from ..generate import Sampling, generate
 
     base = machine.peak_memory()
-    engine = NumpyEngine(ModelConfig(**DECODE), threads=threads, split=1)
+    engine = NumpyEngine(ModelConfig(**DECODE), threads=threads, batch_splits=1)
     rng = np.random.default_rng(0)
     prompt = [int(rng.integers(3, 1000))]
-    return lambda: sum(1 for _ in generate(engine, prompt, DECODE_TOKENS, eos_id=-1, temperature=0)), base
+    return lambda: sum(1 for _ in generate(engine, prompt, DECODE_TOKENS, eos_id=-1, sampling=Sampling(temperature=0))), base
 
 
 def _huggingface_decode(shape, threads):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from .config import ModelConfig
+    from ..config import ModelConfig
 
     torch.set_num_threads(threads)
     base = machine.peak_memory()
     shape = ModelConfig(**DECODE)
     config = LlamaConfig(vocab_size=shape.vocab_size, hidden_size=shape.dim, intermediate_size=shape.hidden_dim,
                          num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
-                         max_position_embeddings=shape.max_seq_len, eos_token_id=None)  # fmt: skip
+                         max_position_embeddings=shape.max_seq_len, eos_token_id=None)
     model = LlamaForCausalLM(config).eval()
     prompt = torch.tensor([[5]])
 
@@ -188,7 +190,7 @@ class Contender:
 
     def __init__(self, name, shape, threads):
         self.name, self.times, self.mb = name, [], 0.0
-        command = [sys.executable, "-m", "minillama.bench", name, shape, str(threads)]
+        command = [sys.executable, "-m", "minillama.report.bench", name, shape, str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.absent = self._read().get("absent")
 
@@ -270,16 +272,10 @@ def _seconds(function):
 
 # ----------------------------------------------------------------------------------------------------------- what the command prints
 
-def gemm_flops(config, batch, seq_len):
-    """Floating-point operations of all matrix products of one training step: forward, and twice as many backward."""
-    from .plan import flops_per_token
-
-    return flops_per_token(config, seq_len) * batch * seq_len
-
-
 def bench_train(shapes, thread_counts, names, progress):
     """A row per shape and thread count; times are medians in ms, memory is the peak above the imports, MiB."""
-    from .config import ModelConfig
+    from ..config import ModelConfig
+    from .plan import step_flops
 
     rows = []
     for threads in thread_counts:
@@ -297,18 +293,18 @@ def bench_train(shapes, thread_counts, names, progress):
                 "ratio": ours / theirs if theirs else None,
                 "compile_ms": compiled,
                 "compile_ratio": ours / compiled if compiled else None,
-                "gemm_floor_ms": 1e3 * gemm_flops(ModelConfig(**model), batch, seq_len) / rate,
+                "gemm_roofline_ms": 1e3 * step_flops(ModelConfig(**model), batch, seq_len) / rate,
                 "sgemm_gflops": rate / 1e9,
                 "numpy_mb": done["numpy"].mb,
                 "torch_mb": done["torch"].mb if theirs else None,
-            })  # fmt: skip
+            })
     return rows
 
 
 def bench_decode(thread_counts, names, progress):
-    """A row per thread count: greedy tokens/s, and the memory floor: every weight but the embedding is read once per token."""
-    from .config import ModelConfig
-    from .nn import count_params
+    """A row per thread count: greedy tokens/s, and the roofline of memory: every weight but the embedding is read once per token."""
+    from ..config import ModelConfig
+    from ..nn import count_params
 
     config = ModelConfig(**DECODE)
     read = 4 * (count_params(config) - config.vocab_size * config.dim)
@@ -320,10 +316,10 @@ def bench_decode(thread_counts, names, progress):
         rows.append({
             "threads": threads,
             "tokens_per_s": rate["numpy decode"],
-            "floor_tokens_per_s": bandwidth / read,
+            "roofline_tokens_per_s": bandwidth / read,
             "huggingface_tokens_per_s": rate.get("huggingface decode"),
             "read_gb_per_s": bandwidth / 1e9,
-        })  # fmt: skip
+        })
     return rows
 
 
@@ -335,8 +331,10 @@ def environment():
     import numpy as np
     from threadpoolctl import threadpool_info
 
-    with open("/proc/cpuinfo") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):                          # Linux, which gives the processor no name elsewhere
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
     blas = next((pool for pool in threadpool_info() if pool["user_api"] == "blas"), {})
     return {
         "processor": f"{model}, {machine.default_threads()} cores",
@@ -363,27 +361,27 @@ def _cell(value, form):
     return format(value, form) if value is not None else "absent"
 
 
-def table(result):
+def format_bench(result):
     """The result of `bench` as text."""
     lines = [f"{key:<18} {value}" for key, value in result["environment"].items() if value is not None]
     if result["train"]:
-        lines += ["", "one training step, medians: ours over theirs (below 1 we are faster), and over the floor of the matrix products",
+        lines += ["", "one training step, medians: ours over theirs (below 1 we are faster), and over the roofline of the matrix products",
                   f"{'shape':<6} {'threads':>7} {'numpy ms':>9} {'torch ms':>9} {'ratio':>6} {'compile ms':>11} {'ratio':>6} "
-                  f"{'floor ms':>9} {'x floor':>8} {'numpy MiB':>9} {'torch MiB':>9}"]  # fmt: skip
+                  f"{'roofline':>9} {'over it':>8} {'numpy MiB':>9} {'torch MiB':>9}"]
         for row in result["train"]:
             lines.append(f"{row['shape']:<6} {row['threads']:>7} {row['numpy_ms']:9.1f} {_cell(row['torch_ms'], '9.1f'):>9} "
                          f"{_cell(row['ratio'], '6.2f'):>6} {_cell(row['compile_ms'], '11.1f'):>11} "
                          f"{_cell(row['compile_ratio'], '6.2f'):>6} "
-                         f"{row['gemm_floor_ms']:9.1f} {row['numpy_ms'] / row['gemm_floor_ms']:8.2f} {row['numpy_mb']:9.0f} "
-                         f"{_cell(row['torch_mb'], '9.0f'):>9}")  # fmt: skip
+                         f"{row['gemm_roofline_ms']:9.1f} {row['numpy_ms'] / row['gemm_roofline_ms']:8.2f} {row['numpy_mb']:9.0f} "
+                         f"{_cell(row['torch_mb'], '9.0f'):>9}")
     if result["decode"]:
         lines += ["", "greedy decoding, the shape of stories15M, 256 tokens",
-                  f"{'threads':>7} {'tokens/s':>9} {'floor':>9} {'of it':>6} {'Hugging Face':>13} {'ratio':>6}"]  # fmt: skip
+                  f"{'threads':>7} {'tokens/s':>9} {'roofline':>9} {'of it':>6} {'Hugging Face':>13} {'ratio':>6}"]
         for row in result["decode"]:
             peer = row["huggingface_tokens_per_s"]
-            lines.append(f"{row['threads']:>7} {row['tokens_per_s']:9.0f} {row['floor_tokens_per_s']:9.0f} "
-                         f"{row['tokens_per_s'] / row['floor_tokens_per_s']:6.0%} {_cell(peer, '13.0f'):>13} "
-                         f"{_cell(peer and row['tokens_per_s'] / peer, '6.2f'):>6}")  # fmt: skip
+            lines.append(f"{row['threads']:>7} {row['tokens_per_s']:9.0f} {row['roofline_tokens_per_s']:9.0f} "
+                         f"{row['tokens_per_s'] / row['roofline_tokens_per_s']:6.0%} {_cell(peer, '13.0f'):>13} "
+                         f"{_cell(peer and row['tokens_per_s'] / peer, '6.2f'):>6}")
     return "\n".join(lines)
 
 
@@ -409,9 +407,9 @@ def profile(shape, threads=1, repeats=7):
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    from . import nn
-    from .config import ModelConfig
-    from .optim import adamw_step
+    from .. import nn
+    from ..config import ModelConfig
+    from ..optim import adamw_step
 
     model, B, T = SHAPES[shape]
     config = ModelConfig(**model)
@@ -475,14 +473,14 @@ def profile(shape, threads=1, repeats=7):
     ]
 
 
-def profile_table(rows):
+def format_profile(rows):
     """The result of `profile` as text."""
     lines = [f"{'op':<28} {'calls':>5} {'forward ms':>11} {'backward ms':>12} {'share':>6} {'GFLOP':>7} {'rate':>14}"]
     for row in rows:
         rate = f"{row['rate']:6.0f} GB/s" if row["of_sgemm"] is None else f"{row['rate']:.0f} GFLOP/s"
         part = "" if row["of_sgemm"] is None else f" {row['of_sgemm']:4.0%} of sgemm"
         lines.append(f"{row['op']:<28} {row['calls']:>5} {row['forward_ms']:11.2f} {row['backward_ms']:12.2f} {row['share']:6.1%} "
-                     f"{row['gflop'] or 0:7.1f} {rate:>14}{part}")  # fmt: skip
+                     f"{row['gflop'] or 0:7.1f} {rate:>14}{part}")
     total = sum(row["forward_ms"] + row["backward_ms"] for row in rows)
     return "\n".join([*lines, f"{'all, in this order and alone':<28} {'':>5} {total:24.2f} ms"])
 

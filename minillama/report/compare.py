@@ -5,18 +5,7 @@ together, to rounding, at every step, are much harder to get by mistake.
 """
 import statistics
 
-from . import run
-from .errors import InputError
-
-
-def read(path):
-    """The records of a run, at least one. Raises InputError."""
-    if not run.holds_run(path):
-        raise InputError(f"{path} holds no run: it has no config.toml")
-    records = run.read_metrics(path / "metrics.jsonl")
-    if not records:
-        raise InputError(f"{path} has no step to compare: its metrics.jsonl is empty or missing")
-    return records
+from ..errors import InputError
 
 
 def compare(left, right, left_records, right_records):
@@ -48,14 +37,14 @@ def _summary(name, records):
     }
 
 
-def text(result):
+def format_comparison(result):
     """`compare` for people."""
     lines = []
     for one in result["runs"]:
         validation = "" if one["val_loss"] is None else f", validation {one['val_loss']:.4f}"
         lines.append(f"{one['run']}: {one['steps']} steps, training loss {one['final_loss']:.4f} at the end{validation}, "
-                     f"{one['tokens_per_s']:,} tokens/s")  # fmt: skip
+                     f"{one['tokens_per_s']:,} tokens/s")
     apart = (f"differ by {result['largest_difference']:.2e} nats/token at most (step {result['largest_at_step']}), "
-             f"by {result['mean_difference']:.2e} on average")  # fmt: skip
+             f"by {result['mean_difference']:.2e} on average")
     lines.append(f"{result['common_steps']} steps in common; training losses {apart if result['largest_difference'] else 'are the same'}")
     return "\n".join([*lines, f"both curves: {result['picture']}"])

@@ -1,43 +1,31 @@
-"""Checkpoints: whole or not there, whatever stops the program. Each is a Hugging Face directory, as interop/hf.py describes it.
+"""Checkpoints: complete or not there, whatever stops the program. Each is a Hugging Face directory, as interop/hf.py describes it.
 
     checkpoints/step-000500/config.json model.safetensors tokenizer.model ...   the model: `transformers` opens it as it stands
     checkpoints/step-000500/train_state/optimizer.safetensors                   both moments of every parameter: m.NAME, v.NAME
     checkpoints/step-000500/train_state/state.json                              {"step": 500}
-    checkpoints/latest                                                          the name of the newest whole one
+    checkpoints/latest                                                          the name of the newest
 
 The moments keep the names and the row order they have in memory: nothing but minillama reads them. A model that came from elsewhere
 has no train_state: its checkpoint is step 0.
 
-A checkpoint is written into a folder of another name, synced to the disk and then renamed: a rename either happened or did
-not. Only safetensors are read, never pickle: loading a checkpoint cannot run code.
+Only safetensors are read, never pickle: loading a checkpoint cannot run code.
 """
 import dataclasses
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
-from .interop import Model, Tensors, hf
-from .interop.files import whole as write_whole
-from .interop.model import check_shapes
-from .nn import param_shapes
+from ..errors import InputError
+from ..files import atomic, write_text
+from ..interop import Model, Tensors, hf
+from ..interop.model import check_shapes, finite
+from ..nn import param_shapes
 
 OPTIMIZER = "train_state/optimizer.safetensors"
 STATE = "train_state/state.json"
-
-
-def write_text(path, text):
-    """Write a small file atomically: it holds the old text or the new, never a part."""
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save(folder, state, config, tokenizer, keep=2):
@@ -54,27 +42,27 @@ def save(folder, state, config, tokenizer, keep=2):
     """
     folder = Path(folder)
     final = folder / f"step-{state['step']:06d}"
-    with write_whole(final) as making:
+    with atomic(final, parents=True) as making:
         (making / "train_state").mkdir(parents=True)
         hf.fill(making, Model(config, state["params"], tokenizer))
         moments = {f"{kind}.{name}": tensor for kind in "mv" for name, tensor in state[kind].items()}
         hf.write_safetensors(making / OPTIMIZER, [(name, tensor.shape, lambda t=tensor: t) for name, tensor in moments.items()])
-        (making / STATE).write_text(json.dumps({"step": state["step"]}) + "\n")
+        (making / STATE).write_text(json.dumps({"step": state["step"]}) + "\n", encoding="utf-8")
     write_text(folder / "latest", final.name + "\n")
-    for old in whole(folder)[:-keep]:
+    for old in finished(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def save_model(folder, model):
     """Write a Model (see interop) that was not trained here, in the dtype it came in, as the checkpoint of step 0."""
-    with write_whole(Path(folder) / "step-000000") as making:
+    with atomic(Path(folder) / "step-000000", parents=True) as making:
         making.mkdir()
         hf.fill(making, model, model.dtype)
     write_text(Path(folder) / "latest", "step-000000\n")
 
 
-def whole(folder):
+def finished(folder):
     """Paths of the checkpoints that were finished, oldest first."""
     if not Path(folder).is_dir():
         return []
@@ -90,7 +78,7 @@ def load_params(path, config):
     for name in (*fields, "hidden_dim"):                         # config.json holds the width, not the multiple it was rounded to
         ours, theirs = getattr(config, name), getattr(found, name)
         if ours != theirs:
-            raise InputError(f"{Path(path) / 'config.json'} does not fit this run's config.toml: {name} is {theirs}, not {ours}")
+            raise InputError(f"{Path(path) / 'config.json'} does not fit this run's config.toml: {name} must be {ours}, got {theirs}")
     return params
 
 
@@ -111,7 +99,7 @@ def _load_moments(path, config):
 
 
 def load(path, config):
-    """The whole state of a checkpoint, for an engine's `load_state`. Raises InputError where it is broken or does not fit."""
+    """The complete state of a checkpoint, for an engine's `load_state`. Raises InputError where it is broken or does not fit."""
     path = Path(path)
     params = load_params(path, config)
     if path.name == "step-000000" and not has_state(path):
@@ -120,9 +108,18 @@ def load(path, config):
         return {"step": 0, "params": params, "m": m, "v": v}
     m, v = _load_moments(path / OPTIMIZER, config)
     try:
-        step = json.loads((path / STATE).read_text())["step"]
-        if not isinstance(step, int) or step < 0:
-            raise ValueError(f"step is {step!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / STATE} is not a whole state file: {error}") from None
+        step = json.loads((path / STATE).read_bytes())["step"]
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"step must be a whole number of at least 0, got {step!r:.60}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path / STATE} is not a complete state file: {error}") from None
     return {"step": step, "params": params, "m": m, "v": v}
+
+
+def first_not_finite(state):
+    """The first tensor of an engine's `state()` with NaN or infinity in it, in words; None if there is none."""
+    for kind, what in (("params", "parameter"), ("m", "the first moment of"), ("v", "the second moment of")):
+        for name, tensor in state[kind].items():
+            if not finite(tensor):
+                return f"{what} {name}"
+    return None

@@ -1,0 +1,195 @@
+"""Files: what is written is complete or not there, what is read is a regular file, inside its folder and below its size.
+
+A file or folder is written under a temporary name beside its own, synced to the disk and then renamed: a rename either happened or
+did not. The temporary name holds the machine and the process, so that what a killed process left is known, and removed by the next
+writer in the same folder.
+"""
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+MAX_JSON = 20_000_000  # bytes; an index of 65B has a hundredth of it
+_HOST = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:40]
+_TEMPORARY = re.compile(rf"\..+\.{re.escape(_HOST)}-(\d+)\.minillama\.tmp")
+
+
+@contextmanager
+def atomic(path, parents=False):
+    """A temporary path to write a file or a folder to. After the block it is synced and renamed to `path`; if the block fails, removed.
+
+    parents: bool    make the folders above it that do not exist yet
+
+    Raises:
+        FileExistsError: `path` is a folder that is not empty (a file is replaced)
+        OSError: whatever the block met, said of `path`
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.minillama.tmp")
+    try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        _remove(temporary)
+        yield temporary
+        for file in (*sorted(temporary.rglob("*"), reverse=True), temporary):
+            _sync(file)
+        if path.is_dir():                                        # not everywhere does a rename replace an empty folder
+            if any(path.iterdir()):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            path.rmdir()
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _said_of(path, temporary, error) from None
+    finally:
+        _remove(temporary)
+
+
+def write_text(path, text):
+    """Write a small file atomically: it holds the old text or the new, never a part."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder):
+    """Delete what killed processes of this machine left in a folder."""
+    for path in Path(folder).glob(".*.minillama.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            _remove(path)
+
+
+def _is_alive(process):
+    if os.name == "nt":                                          # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _said_of(path, temporary, error):
+    """The error with the path that the caller knows. NumPy's and PyTorch's writers report a full disk without a number."""
+    if error.errno is None:
+        return OSError(errno.EIO, f"cannot be written ({error}): is the disk full?", str(path))
+    number = errno.EEXIST if error.errno == errno.ENOTEMPTY else error.errno  # another process made the folder in between
+    return OSError(number, os.strerror(number), str(error.filename or path).replace(str(temporary), str(path)))
+
+
+def _sync(path):
+    """Wait until a file, or a folder's list of names, is on the disk. Windows opens no folder, and needs no such wait."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def new_path(path, flag="-o"):
+    """The path of an output. Raises InputError where something is there already."""
+    path = Path(path)
+    if os.path.lexists(path):
+        raise InputError(f"{path} already exists: choose another {flag}")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------- reading
+
+def inside(folder, name):
+    """The path of a regular file in a folder, named by something that came from outside.
+
+    A link may point to a file beside it; or, from a snapshot in Hugging Face's cache, whose files all are links, to the blobs of its model.
+
+    Raises InputError for a name that leaves the folder (`..`, another folder, a link that points out), and where no file is.
+    """
+    folder = Path(folder)
+    if not isinstance(name, str) or not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise InputError(f"{folder} names a file {name!r}: only plain names of files beside it are read")
+    path = folder / name
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError):                                # too long, or not to be written in UTF-8
+        raise InputError(f"{folder} names a file {name!r:.60}, which cannot be a name") from None
+    if path.is_symlink() and _target(path).parent not in _homes(folder):
+        raise InputError(f"{path} is a link that leaves its folder, and is not followed: copy the file there")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file")
+    return path
+
+
+def _homes(folder):
+    """The folders that a link in this one may point into."""
+    home = _target(folder)
+    return (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
+
+
+def _target(path):
+    """What a path is behind all links. Raises InputError for links that lead in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        raise InputError(f"{path} is a link that leads in a circle") from None
+
+
+def check_regular(path):
+    """Raise InputError unless this is a file with an end: no folder, pipe or device, whose reading would not return."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"cannot read {str(path)!r}: this cannot be the name of a file") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"cannot read {path}: it is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}, not a file")
+
+
+def read_bytes(path, limit):
+    """A small file. Raises InputError where it cannot be read or is larger than `limit` bytes."""
+    check_regular(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise InputError(f"{path} must have at most {limit:,} bytes, got {size:,}")
+            return file.read(limit)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path):
+    """The object in a JSON file: dict. Raises InputError for anything else."""
+    data = read_bytes(path, MAX_JSON)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:                # UnicodeDecodeError is a ValueError
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object, but a {type(value).__name__}")
+    return value
+
+
+def write_json(path, value):
+    """Write a JSON file for people to read, too."""
+    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,75 @@
+"""A training on the console: what is trained on what, a bar, evaluations, samples; and loss.png after every checkpoint."""
+import math
+import sys
+import time
+
+from tqdm import tqdm
+
+from ..evaluate import format_scores, mix_floor
+from ..nn import count_params
+from ..train import Watcher
+
+
+class Console(Watcher):
+    """Prints and draws. A context manager: the bar is closed whatever happens."""
+
+    def __init__(self):
+        self.began = time.perf_counter()
+        self.bar = self.result = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.bar:
+            self.bar.close()
+
+    def begins(self, run, engine):
+        config, model, shards = run.config, run.config.model, run.mixture.shards
+        if engine.step > config.start_step:
+            print(f"{run.out}: continuing after step {engine.step}")
+        elif config.from_model:
+            print(f"{run.out}: starting from {config.from_model}")
+        print(f"{run.out}: {config.preset}, {count_params(model):,} parameters, dim {model.dim}, {model.n_layers} layers, "
+              f"{model.n_heads} heads, context {model.max_seq_len}; {engine.about}")
+        for shard in shards:
+            print(f"  {shard.name:<12} {100 * shard.share:5.1f}% of the batches, {len(shard.train.tokens):>11,} training tokens, "
+                  f"{shard.val.scored:>9,} held out, {shard.val.bytes / shard.val.scored:.2f} bytes/token")
+        vocab_size = run.tokenizer.vocab_size
+        first = f"expect a loss of ln {vocab_size} = {math.log(vocab_size):.2f} nats/token at the start"
+        floor = mix_floor(shards)
+        known = "its entropy is not known" if floor is None else f"the floor is {floor:.3f}: no model can do better on average"
+        print(f"  {'the weights are not fresh' if config.from_model else first}; {known}")
+        self.bar = tqdm(total=config.train.steps, initial=engine.step - config.start_step, unit="step", dynamic_ncols=True,
+                        mininterval=0.5 if sys.stdout.isatty() else 15,  # seconds; a log file needs fewer lines than an eye
+                        file=sys.stdout)
+
+    def scored(self, record, result):
+        self.result = result
+        loss, floor = record["val_loss"], record["floor"]
+        above = "" if floor is None else f", {100 * (loss / floor - 1):.1f}% above the floor of {floor:.3f}"
+        self.bar.write(f"step {record['step']}: validation loss {loss:.4f}{above}, {record['val_bits_per_byte']:.3f} bits/byte")
+
+    def sampled(self, text):
+        self.bar.write(f"  sample: {text!r}")
+
+    def stepped(self, record):
+        self.bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {record['lr']:.1e}, {record['tokens_per_s']:,} tokens/s", refresh=False)
+        self.bar.update()
+
+    def saved(self, run, records):
+        from .plot import plot_loss  # matplotlib takes a second to import
+
+        model = run.config.model
+        plot_loss(records, run.out / "loss.png", f"{run.out.name}: {count_params(model):,} parameters", model.vocab_size)
+
+    def ends(self, run, step, complete):
+        self.bar.close()
+        if not complete:
+            print(f"stopped after step {step} of {run.config.last_step}, all saved; "
+                  f"to continue: python -m minillama train --resume --out {run.out}")
+            return
+        if self.result is not None:
+            print(format_scores(self.result))
+        seconds = time.perf_counter() - self.began
+        print(f"{run.out}: done in {seconds:.0f} s. To talk to it: python -m minillama generate {run.out} --prompt ...")

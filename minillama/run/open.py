@@ -1,0 +1,152 @@
+"""Opening a run for training: a new one, one that is resumed, one that starts from a model.
+
+`read_request` settles what was asked for, and touches nothing; `open_run` makes the folder, or finds it, and reads the text.
+"""
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..config import EngineConfig
+from ..engine.factory import resolve_engine
+from ..engine.numpy_engine import faster_batch_splits
+from ..errors import InputError
+from ..interop import Model
+from ..text.mixture import Mixture
+from ..text.prepare import make_sources, prepare_shards, train_tokenizer
+from ..text.tokenizer import Tokenizer
+from . import checkpoint
+from .config import IMPORTED, RunConfig, check_unchanged, settle
+from .folder import create, holds_run, load_model, load_tokenizer, read_config
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """All that a training was asked for, settled.
+
+    out:     Path            the run's folder
+    config:  RunConfig       of a resumed run, the one it was started with
+    engine:  EngineConfig    its name settled; no part of the run
+    resumed: bool            the folder holds the run already
+    first:   Model | dict | None    what a new run starts from, if not from fresh weights: a Model, or a `state()` with its optimiser
+    tokenizer: bytes | None  of that model
+    """
+
+    out: Path
+    config: RunConfig
+    engine: EngineConfig
+    resumed: bool = False
+    first: Model | dict | None = None
+    tokenizer: bytes | None = None
+
+
+class Run(NamedTuple):
+    """A run that is open for training.
+
+    state: dict | None    to continue from: `load_state` of an engine; None: fresh
+    """
+
+    out: Path
+    config: RunConfig
+    tokenizer: Tokenizer
+    mixture: Mixture
+    state: dict | None
+
+
+def read_request(out, asked, engine, resume=False, keep_optimizer=False):
+    """Settle what `train` was asked for: TrainRequest. Nothing is written.
+
+    Args:
+        out:    Path
+        asked:  dict    settings of the TOML file and the flags, see `config.merged`
+        engine: EngineConfig
+        resume: bool    continue the run in `out`, where there is one
+        keep_optimizer: bool    with `from`: its moments, too, and its steps count on
+
+    Raises:
+        InputError: a setting, an engine, a folder or a model that cannot be used
+    """
+    out = Path(out)
+    engine = resolve_engine(engine)
+    if keep_optimizer and asked.get("from") is None:
+        raise InputError("--keep-optimizer is for --from, which says whose optimiser to keep")
+    if resume and holds_run(out):
+        config = read_config(out)
+        if config.preset == IMPORTED:
+            raise InputError(f"{out} was imported and has no training to continue: train --from {out} --out DIR trains it further")
+        check_unchanged(asked, config, out)
+        return TrainRequest(out, config, engine, resumed=True)
+    _check_free(out)
+    if asked.get("from") is None:
+        return TrainRequest(out, settle(asked), engine)
+    if asked.get("preset") == IMPORTED:
+        raise InputError(f"the configuration is of the imported model {asked['from']}, which has no recipe: "
+                         "train --from it without --config")
+    settle({key: value for key, value in asked.items() if key not in ("model", "vocab_size")})  # refused before a model is opened
+    keep_optimizer = keep_optimizer or bool(asked.get("start_step"))
+    model, place = load_model(asked["from"])
+    if keep_optimizer and not checkpoint.has_state(place):
+        raise InputError(f"{asked['from']} holds no optimiser: without --keep-optimizer it starts fresh")
+    state = checkpoint.load(place, model.config) if keep_optimizer else None
+    config = settle(asked, model.config, state["step"] if state else 0)
+    return TrainRequest(out, config, engine, first=state or model, tokenizer=model.tokenizer)
+
+
+def _check_free(out):
+    if holds_run(out):
+        raise InputError(f"{out} already holds a run: --resume continues it, another --out starts a new one")
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists and is not a run: choose an --out that does not exist yet")
+
+
+def open_run(request):
+    """Start a run's folder, or continue it: Run.
+
+    Raises:
+        InputError: bad data
+        OSError: it cannot be written
+    """
+    out, config = request.out, request.config
+    cache = out.parent / ".cache"
+    if request.resumed:
+        tokenizer = load_tokenizer(out)
+        mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), cache)
+    else:
+        _check_writable(out.parent)
+        sources = make_sources(config.data, config.train.seed)
+        if request.tokenizer:
+            tokenizer = Tokenizer(request.tokenizer, config.from_model)
+        else:
+            tokenizer = train_tokenizer(sources, config.vocab_size, config.train.val_fraction, config.model.vocab_size)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+        mixture = _mixture(config, tokenizer, sources, cache)
+        if config.batch_splits is None:
+            splits = _measured_splits(config, mixture) if request.engine.name == "numpy" else config.threads
+            config = dataclasses.replace(config, batch_splits=splits)
+        create(out, config, tokenizer, request.first)
+    checkpoints = checkpoint.finished(out / "checkpoints")
+    state = checkpoint.load(checkpoints[-1], config.model) if checkpoints else None
+    return Run(out, config, tokenizer, mixture, state)
+
+
+def _mixture(config, tokenizer, sources, cache):
+    shards = prepare_shards(sources, tokenizer, cache, config.train.val_fraction)
+    return Mixture(shards, config.train.seq_len, config.train.seed, tokenizer.bos_id)
+
+
+def _measured_splits(config, mixture):
+    """Let the first batch decide how the threads share the work, and say so."""
+    if config.threads == 1:
+        return 1
+    batch = mixture.batch(1, config.train.batch_size)
+    splits, seconds = faster_batch_splits(config.model, config.train, config.threads, batch)
+    measured = ", ".join(f"{n} x {config.threads // n} threads {1e3 * time:.0f} ms" for n, time in sorted(seconds.items()))
+    print(f"batches in {splits} split(s): {measured} a step (--threads {config.threads} would fix it at {config.threads} splits)")
+    return splits
+
+
+def _check_writable(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(13, "Permission denied", str(folder))
