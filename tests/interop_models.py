@@ -14,7 +14,7 @@ ODD_TEXTS = [
     "", " ", "  ", "a  b", " leading", "trailing ", "x\ny\t z\r\n", "2023 + 1999", "naïve Ünïcödé", "日本語", "😀 a\u200d👩‍👩",
     "<s> </s> <unk>", "<0x0A>", "\u2581x",
     "a\u00a0b\u3000c", "\x00\x1b\x7f", "    indent", "I'm  here.   Ok", "ﬁ Ⅳ １２", "مرحبا", "\ufeffbom",
-]  # fmt: skip
+]
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def tokenizer():
 def small(rope_theta=500.0, norm_eps=1e-4, n_layers=3):
     """The model; its parameters are drawn so that logits are of the order of 1."""
     config = ModelConfig(dim=48, n_layers=n_layers, n_heads=4, vocab_size=400, multiple_of=8, norm_eps=norm_eps, rope_theta=rope_theta,
-                         max_seq_len=64)  # fmt: skip
+                         max_seq_len=64)
     rng = np.random.default_rng(5)
     params = {
         name: (rng.uniform(0.5, 1.5, shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)

@@ -36,7 +36,7 @@ def mutant(module, line, wrong, folder):
 def rmsnorm(m):
     arrays = [RNG.standard_normal((150, 70)), RNG.standard_normal(70)]
     check_pair((m.rmsnorm_forward, m.rmsnorm_backward), (nn.rmsnorm_forward, nn.rmsnorm_backward), reference.rmsnorm_forward,
-               arrays, torch.float32, ["dx", "dweight"], [1e-2])  # fmt: skip
+               arrays, torch.float32, ["dx", "dweight"], [1e-2])
 
 
 def rope(m):
@@ -44,12 +44,12 @@ def rope(m):
     tables = [torch.from_numpy(table).to(DEVICE) for table in (cos, sin)]
     check_pair((lambda x: m.rope_forward(x, *tables), m.rope_backward),
                (lambda x: nn.rope_forward(x, cos.astype(float), sin.astype(float)), nn.rope_backward),
-               lambda x: reference.rope_forward(x, *tables), [RNG.standard_normal((2, 5, 3, 6))], torch.float32, ["dx"])  # fmt: skip
+               lambda x: reference.rope_forward(x, *tables), [RNG.standard_normal((2, 5, 3, 6))], torch.float32, ["dx"])
 
 
 def swiglu(m):
     check_pair((m.swiglu_forward, m.swiglu_backward), (nn.swiglu_forward, nn.swiglu_backward), reference.swiglu_forward,
-               list(RNG.standard_normal((2, 3, 1100))), torch.float32, ["dgate", "dup"])  # fmt: skip
+               list(RNG.standard_normal((2, 3, 1100))), torch.float32, ["dgate", "dup"])
 
 
 def adamw(m):
@@ -75,7 +75,7 @@ def cross_entropy(m):
     logits[1, 2, :4096] = -np.inf
     check_pair((m.cross_entropy_forward, lambda dout, cache: (m.cross_entropy_backward(dout, cache),)),
                (nn.cross_entropy_forward, nn.cross_entropy_backward), reference.cross_entropy_forward,
-               [logits, targets], torch.float32, ["dlogits"])  # fmt: skip
+               [logits, targets], torch.float32, ["dlogits"])
     for V in (300, 16401):
         logits, targets = RNG.standard_normal((5, V)), RNG.integers(0, V, 5)
         targets[2] = nn.IGNORE
@@ -106,7 +106,7 @@ def linear_cross_entropy(m):
     check_pair((lambda *arrays: m.linear_cross_entropy_forward(*arrays, chunk=3), m.linear_cross_entropy_backward),
                (forward, lambda dout, cache: nn.linear_backward(nn.cross_entropy_backward(dout, cache[1]), cache[0])),
                lambda x, weight, targets: reference.cross_entropy_forward(reference.linear_forward(x, weight), targets),
-               [RNG.standard_normal((2, 5, 8)), RNG.standard_normal((33, 8)), targets], torch.float32, ["dx", "dweight"])  # fmt: skip
+               [RNG.standard_normal((2, 5, 8)), RNG.standard_normal((33, 8)), targets], torch.float32, ["dx", "dweight"])
 
 
 def embedding(m):
@@ -117,20 +117,20 @@ def embedding(m):
     ids, = tensors([tokens], torch.float32)
     check_pair((forward[0], m.embedding_backward), (forward[1], nn.embedding_backward),
                lambda weight: reference.embedding_forward(ids, weight),
-               [RNG.standard_normal((7, 20))], torch.float32, ["dweight"])  # fmt: skip
+               [RNG.standard_normal((7, 20))], torch.float32, ["dweight"])
 
 
 def attention(m):
     """T is no multiple of any tile, and head_dim no power of two."""
     check_pair((m.attention_forward, m.attention_backward), (nn.attention_forward, nn.attention_backward), reference.attention_forward,
-               list(RNG.standard_normal((3, 2, 77, 2, 10))), torch.float32, ["dq", "dk", "dv"])  # fmt: skip
+               list(RNG.standard_normal((3, 2, 77, 2, 10))), torch.float32, ["dq", "dk", "dv"])
 
 
 CHECKS = {
     "rmsnorm": rmsnorm, "rope": rope, "swiglu": swiglu, "adamw": adamw,
     "cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy, "embedding": embedding,
     "attention": attention,
-}  # fmt: skip
+}
 
 BUGS = {
     "rmsnorm: eps outside the root": ("rmsnorm", "tl.sqrt(tl.sum(x * x, 1) / D + eps)", "(tl.sqrt(tl.sum(x * x, 1) / D) + eps)"),

@@ -65,7 +65,7 @@ def test_result_schema(monkeypatch, capsys):
     assert [(row["shape"], row["threads"]) for row in result["train"]] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     row = result["train"][0]
     assert row.keys() == {"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio", "gemm_floor_ms",
-                          "sgemm_gflops", "numpy_mb", "torch_mb"}  # fmt: skip
+                          "sgemm_gflops", "numpy_mb", "torch_mb"}
     assert row["ratio"] == pytest.approx(0.75)
     assert row["compile_ratio"] is None
     assert row["gemm_floor_ms"] == pytest.approx(1e3 * bench.gemm_flops(ModelConfig(**bench.SHAPES["a"][0]), 12, 64) / 1e11)
@@ -83,7 +83,7 @@ def test_result_schema(monkeypatch, capsys):
     (["--shapes", "a,z"], "error: --shapes names 'z', and there are a, b, c\n"),
     (["--threads", "1,x"], "error: --threads holds 'x', and must hold whole numbers from 1 to 1024\n"),
     (["--threads", "0"], "error: --threads holds '0', and must hold whole numbers from 1 to 1024\n"),
-])  # fmt: skip
+])
 def test_bad_arguments(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2
     assert capsys.readouterr().err == message

@@ -132,7 +132,7 @@ def test_broken_moments_are_refused(kind, engine, tiny, tmp_path):
 @pytest.mark.parametrize("change, message", [
     (dict(norm_eps=1e-3), r"norm_eps is 0\.01, not 0\.001"), (dict(max_seq_len=17), "max_seq_len is 16, not 17"),
     (dict(multiple_of=9), "hidden_dim is 35, not 36"), (dict(n_layers=3), "n_layers is 2, not 3"),
-])  # fmt: skip
+])
 def test_a_checkpoint_of_another_shape_is_refused(change, message, engine, tiny, tmp_path):
     path = save(tmp_path, engine)
     with pytest.raises(InputError, match=message) as error:
@@ -146,7 +146,7 @@ def test_it_is_a_hugging_face_directory(engine, tiny, tmp_path):
     assert sorted(os.listdir(path)) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
         "tokenizer_config.json", "train_state",
-    ]  # fmt: skip
+    ]
     model = interop.read(path)
     assert model.tokenizer == TOKENIZER
     assert np.array_equal(model.tensors["layers.1.wq"], engine.params["layers.1.wq"])

@@ -22,7 +22,7 @@ def call(capsys, *arguments):
 
 
 @pytest.mark.parametrize("command", ["", "train", "generate", "eval", "info", "gradcheck", "compare", "export", "import",
-                                     "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"])  # fmt: skip
+                                     "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"])
 def test_help(command, capsys):
     status, out, _ = call(capsys, *command.split(), "--help")
     assert status == 0

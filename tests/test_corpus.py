@@ -40,7 +40,7 @@ def tokenizer(mix):
         character_coverage=0.99995, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True, max_sentencepiece_length=16,
         add_dummy_prefix=True, remove_extra_whitespaces=False, normalization_rule_name="identity", unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
         unk_surface=" ⁇ ", minloglevel=2, num_threads=1,
-    )  # fmt: skip
+    )
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 

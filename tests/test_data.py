@@ -154,7 +154,7 @@ def test_offset_of_a_bad_byte(before, tmp_path, monkeypatch):
     (b'{"text": "good"}\n{"text": "\xff"}\n', "byte 0xff at offset 27"),
     (b'{"text": "one"}\n{"text": "one"}\n', "has 1 different documents, and must have at least 2"),
     (b"\n\n", "has 0 different documents"),
-])  # fmt: skip
+])
 def test_bad_jsonl(content, message, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=message):

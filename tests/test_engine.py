@@ -149,7 +149,7 @@ def test_twin_run_follows_pytorch():
     engine = NumpyEngine(config, RECIPE, threads=2)
     params = {name: torch.tensor(array, requires_grad=True) for name, array in init_params(config, RECIPE.seed).items()}
     groups = [{"params": [p for p in params.values() if p.ndim > 1], "weight_decay": 0.1},
-              {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0}]  # fmt: skip
+              {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
     for step in range(20):
         tokens, targets = batch(config, 4, 24, step)

@@ -38,7 +38,7 @@ def cases(B, T, H, Dh):
         "swiglu": (nn.swiglu_forward, nn.swiglu_backward, r.swiglu_forward, {"gate": draw(B, T, F), "up": draw(B, T, F)}, ()),
         "cross_entropy": (lambda x: nn.cross_entropy_forward(x, targets), nn.cross_entropy_backward,
                           lambda x: r.cross_entropy_forward(x, torch.tensor(targets)), {"logits": draw(B, T, V)}, ()),
-    }  # fmt: skip
+    }
 
 
 OPS = list(cases(*SHAPES[0]))

@@ -174,7 +174,7 @@ BAD = {
     "no source": (["--from", "nowhere"], r"nowhere does not exist"),
     "no model": (["--from", "RUN/checkpoints/step-000012/tokenizer.model"], r"tokenizer\.model is not a model of llama2\.c"),
     "whose": (["--keep-optimizer"], r"--keep-optimizer is for --from"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -206,7 +206,7 @@ def test_bad_models_leave_nothing(imported, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     for arguments in (["import", broken, "-o", tmp_path / "new"], ["export", broken, "--to", "gguf", "-o", tmp_path / "new.gguf"],
                       ["generate", broken], ["import", tmp_path / "nothing", "-o", tmp_path / "new"],
-                      ["export", tmp_path / "hf", "--to", "llama2c", "-o", tmp_path / "a" / "b"]):  # fmt: skip
+                      ["export", tmp_path / "hf", "--to", "llama2c", "-o", tmp_path / "a" / "b"]):
         status, out, error = call(capsys, *arguments)
         assert (status, out) == (2, "")
         assert re.fullmatch(r"error: [^\n]+\n", error)
@@ -220,7 +220,7 @@ def test_a_value_that_is_not_finite_leaves_nothing(tmp_path, capsys):
     data[-4:] = b"\0\0\xc0\x7f"
     (tmp_path / "hf" / "model.safetensors").write_bytes(data)
     for command, *options in (["import", "-o", tmp_path / "n"], ["export", "--to", "gguf", "-o", tmp_path / "n"],
-                              ["export", "--to", "meta", "-o", tmp_path / "n"], ["generate"]):  # fmt: skip
+                              ["export", "--to", "meta", "-o", tmp_path / "n"], ["generate"]):
         status, out, error = call(capsys, command, tmp_path / "hf", *options)
         assert (status, out) == (2, "")
         assert "output holds values that are not finite" in error

@@ -52,7 +52,7 @@ def files(request, tmp_path, monkeypatch):
 
 COUNTS = [0, 1, 7, 2**31, 2**62, 2**64 - 1]
 STRANGE = [*COUNTS, -1, 2, 10**400, 1e-300, 1e308, -0.5, None, True, "", "4", "llama", [], [2], {}, {"a": 1}, "../x", "\x00", "\ud800",
-           "é" * 300]  # fmt: skip
+           "é" * 300]
 
 
 def damage(data, rng):

@@ -39,7 +39,7 @@ def test_ggufs_reader_finds_everything(file):
         "llama.attention.layer_norm_rms_epsilon": float(np.float32(1e-4)), "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": False, "tokenizer.ggml.add_space_prefix": True,
-    }.items():  # fmt: skip
+    }.items():
         assert fields[key] == value, key
     pieces = tokenizer().pieces
     assert fields["tokenizer.ggml.tokens"] == [piece for piece, _, _ in pieces]
@@ -134,7 +134,7 @@ KEYS = {
     "no tokens": (lambda fields: fields.pop("tokenizer.ggml.tokens"), "has no tokenizer.ggml.tokens"),
     "a user's token": (lambda fields: fields["tokenizer.ggml.token_type"][0].__setitem__(300, 4), "has kind 4"),
     "fewer tokens": (lambda fields: fields["tokenizer.ggml.tokens"][0].pop(), "llama.vocab_size is 400, and tokenizer.ggml.tokens has 399"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -181,7 +181,7 @@ FILES = {
     "trailing bytes": (lambda d: d + bytes(64), "its tensors end at byte"),
     "false counts": (lambda d: patch(d, 8, struct.pack("<QQ", 2**62, 2**62)), "announces 4611686018427387904 entries"),
     "a long key": (lambda d: patch(d, 24, struct.pack("<Q", 2**63)), "is not a whole GGUF file: 9223372036854775808 bytes are announced"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -39,7 +39,7 @@ def write_hf(path):
 def write_gguf(path):
     interop.write(path.with_name("plain.gguf"), small(10000.0, 1e-5), "gguf")
     rewritten(path.with_name("plain.gguf"), path, put("llama.attention.head_count_kv", 2, U32),
-              edit=lambda name, data: shared(data) if "attn_k." in name or "attn_v." in name else data)  # fmt: skip
+              edit=lambda name, data: shared(data) if "attn_k." in name or "attn_v." in name else data)
 
 
 def write_meta(path, parts=1):
@@ -72,7 +72,7 @@ def write_llama2c(path):
 WRITERS = {
     "hf": write_hf, "model.gguf": write_gguf, "llama2c": write_llama2c,
     "meta": write_meta, "meta in parts": lambda path: write_meta(path, 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -102,7 +102,7 @@ def test_rotated_halves_of_permuted_rows_are_rotated_pairs(rng):
 @pytest.mark.parametrize("dim, hidden, multiple_of", [
     (4096, 11008, 256), (5120, 13824, 512), (6656, 17920, 512), (8192, 22016, 512), (2048, 5632, 512),
     (64, 176, 16), (64, 171, 171), (64, 170, 2), (64, 1000, 1000),
-])  # fmt: skip
+])
 def test_the_feed_forward_width_is_met_exactly(dim, hidden, multiple_of):
     config = config_for("here", hidden, dim=dim, n_layers=1, n_heads=2, vocab_size=300)
     assert (config.hidden_dim, config.multiple_of) == (hidden, multiple_of)
@@ -129,13 +129,13 @@ def test_every_key_is_written_as_both_versions_of_transformers_read_it(folder):
         "rms_norm_eps": 1e-4, "hidden_act": "silu", "rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2,
         "dtype": "float32", "torch_dtype": "float32",
-    }  # fmt: skip
+    }
     assert [type(config[key]) for key in ("vocab_size", "rms_norm_eps", "rope_theta")] == [int, float, float]
     assert json.loads((folder / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": 2}
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
         "add_eos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": 64,
-    }  # fmt: skip
+    }
     assert (folder / "tokenizer.model").read_bytes() == tokenizer().model
 
 
@@ -242,12 +242,12 @@ def test_narrow_dtypes_open_as_they_are(dtype, tmp_path):
 @pytest.mark.parametrize("options", [
     dict(), dict(tie_word_embeddings=True), dict(rms_norm_eps=1e-3, rope_theta=1e6),
     dict(torch_dtype="bfloat16"), dict(torch_dtype="float16"),
-])  # fmt: skip
+])
 def test_what_transformers_saves_comes_in(options, folder, tmp_path):
     dtype = getattr(torch, options.pop("torch_dtype", "float32"))
     torch.manual_seed(3)
     config = transformers().LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-                                      initializer_range=0.3, **options)  # fmt: skip
+                                      initializer_range=0.3, **options)
     model = transformers().LlamaForCausalLM(config).to(dtype)
     model.save_pretrained(tmp_path / "m", max_shard_size="40KB")
     shutil.copy(folder / "tokenizer.model", tmp_path / "m")
@@ -334,7 +334,7 @@ def test_a_folder_with_only_a_tokenizer_json_comes_in(copy):
     (lambda t: t["model"].pop("vocab"), "is not a tokenizer.json: KeyError"),
     (lambda t: t["model"].update(merges=[["a"]]), "is not a tokenizer.json"),
     (lambda t: t["model"].update(unk_token="<s>"), "lacks <s>"),
-])  # fmt: skip
+])
 def test_other_tokenizers_are_refused(change, message, copy):
     (copy / "tokenizer.model").unlink()
     text = json.loads((copy / "tokenizer.json").read_text())
@@ -380,7 +380,7 @@ CONFIGS = {
     "large vocabulary": (dict(vocab_size=128256), "vocab_size is 128256, and must be at most 65536"),
     "odd heads": (dict(num_attention_heads=16, num_key_value_heads=16, head_dim=3), "RoPE needs it even"),
     "tied, but not the same": (dict(tie_word_embeddings=True), r"tie_word_embeddings is true, and lm_head\.weight is not"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -481,7 +481,7 @@ FOLDERS = {
     "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "is not JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), "holds no model"),
     "broken tokenizer": (lambda f: os.truncate(f / "tokenizer.model", 1000), "tokenizer.model"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
@@ -497,7 +497,7 @@ def test_shards_and_old_files_come_in(copy):
     as_shards(copy)
     assert same(small(), interop.read(copy))
     rewrite(copy / "model-00001-of-00002.safetensors",
-            lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32)}))  # fmt: skip
+            lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32)}))
     assert same(small(), interop.read(copy))
 
 

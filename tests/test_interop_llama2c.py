@@ -100,7 +100,7 @@ BREAKS = {
     "no tokenizer": (lambda p: (p.parent / "tokenizer.bin").unlink(), "tokenizer.bin does not exist"),
     "half a tokenizer": (lambda p: os.truncate(p.parent / "tokenizer.bin", 3000), "tokenizer.bin"),
     "a longer tokenizer": (lambda p: os.truncate(p.parent / "tokenizer.bin", 20_000), "has not exactly 400 pieces"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BREAKS)

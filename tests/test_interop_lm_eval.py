@@ -65,7 +65,7 @@ def test_log_likelihoods_are_ours(tmp_path, monkeypatch):
         # lm-eval puts <s> before a document itself; a tokenizer that does so, too, would give it two
         model = huggingface.HFLM(str(tmp_path / "model"), dtype="float32", device="cpu", batch_size=1, add_bos_token=add_bos_token)
         result = lm_eval.simple_evaluate(model, tasks=[task], task_manager=TaskManager(include_path=str(tmp_path / "tasks")),
-                                         bootstrap_iters=0, log_samples=True)  # fmt: skip
+                                         bootstrap_iters=0, log_samples=True)
         return [[float(np.ravel(np.array(response[0], object))[0]) for response in sample["resps"]] for sample in result["samples"][task]]
 
     for text, (score,) in zip(DOCUMENTS, scores("documents", add_bos_token=False)):

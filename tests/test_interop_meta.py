@@ -35,7 +35,7 @@ def test_pytorch_reads_metas_names(folder):
         assert np.array_equal(state[meta_name(name)].numpy(), expected)
     assert json.loads((folder / "params.json").read_text()) == {
         "dim": 48, "multiple_of": 8, "n_heads": 4, "n_layers": 3, "norm_eps": 1e-4, "vocab_size": -1, "rope_theta": 500.0,
-    }  # fmt: skip
+    }
     assert sorted(os.listdir(folder)) == [NAME, "params.json", "tokenizer.model"]
 
 
@@ -141,7 +141,7 @@ BREAKS = {
     "another dim": (params(dim=64), "feed-forward width is 128, and LLaMA-1's is at least"),
     "dim as text": (params(dim="64"), "dim is '64'"),
     "a link out": (lambda p: (os.rename(p, p.parent.parent / "x"), p.symlink_to(p.parent.parent / "x")), "link that leaves its folder"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BREAKS)

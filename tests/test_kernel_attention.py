@@ -17,7 +17,7 @@ from minillama.nn.flash import flash_attention_backward, flash_attention_forward
 KERNEL, NUMPY, NAMES = (attention_forward, attention_backward), (numpy_forward, numpy_backward), ["dq", "dk", "dv"]
 # every edge of the tiles' 16 to 128 positions, padded and whole head_dims, one head and one sequence
 SHAPES = [(1, 1, 1, 2), (1, 63, 1, 64), (3, 64, 1, 48), (1, 65, 2, 32), (1, 127, 1, 128), (1, 128, 1, 16), (1, 192, 1, 6), (2, 261, 1, 14),
-          (1, 384, 1, 16)]  # fmt: skip
+          (1, 384, 1, 16)]
 
 
 def arrays(shape, seed=0):
@@ -113,7 +113,7 @@ def test_first_position_returns_its_value():
     lambda x: x.repeat_interleave(2, -1)[..., ::2],
     lambda x: torch.cat([x, x], 2)[:, :, x.shape[2]:],
     lambda x: x.flip(-1).flip(-1).transpose(2, 3).contiguous().transpose(2, 3),
-], ids=["heads first", "time first", "every second channel", "half of the heads", "channels apart"])  # fmt: skip
+], ids=["heads first", "time first", "every second channel", "half of the heads", "channels apart"])
 def test_any_layout(layout):
     """Of the inputs and of the gradient: the same bits as contiguous ones."""
     q, k, v, dout = tensors([*arrays((2, 37, 2, 8)), np.random.default_rng(3).standard_normal((2, 37, 2, 8))], torch.float32)
@@ -201,7 +201,7 @@ def test_compiles_in_one_graph():
         return (attention(q, k, v) * v).sum()
 
     eager, compiled = (torch.autograd.grad(function(*leaves), leaves) for function in
-                       (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")))  # fmt: skip
+                       (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")))
     for plain, other in zip(eager, compiled):
         assert torch.allclose(plain, other, atol=1e-6)
 
@@ -222,7 +222,7 @@ def test_pytorchs_attention():
     backend = "cudnn" if DEVICE.type == "cuda" else "flash"
     dtype = torch.float16 if DEVICE.type == "cuda" else torch.float32
     check_pair((lambda *qkv: sdpa_forward(*qkv, backend), sdpa_backward), NUMPY, reference.attention_forward,
-               arrays((2, 70, 3, 16)), dtype, NAMES)  # fmt: skip
+               arrays((2, 70, 3, 16)), dtype, NAMES)
     q, k, v = packed(*tensors(arrays((2, 70, 3, 16)), dtype))
     out, cache = sdpa_forward(q, k, v, backend)
     assert out.is_contiguous() and not out.requires_grad and not any(x.requires_grad for x in (q, k, v))
@@ -256,7 +256,7 @@ ZEROS = torch.zeros(1, 4, 2, 8)
     (*[torch.zeros(1, 4, 2, 7)] * 3, r"q has shape \(1, 4, 2, 7\), and must be \(B, T, H, Dh\) with Dh even and at most 128"),
     (*[torch.zeros(1, 4, 2, MAX_HEAD_DIM + 2)] * 3, r"q has shape \(1, 4, 2, 130\), and must be"),
     (*[torch.zeros(MAX_GRID + 1, 1, 1, 2)] * 3, rf"must have at most {MAX_GRID} sequences and heads"),
-])  # fmt: skip
+])
 def test_bad_input(q, k, v, sentence):
     on_device = (x if x.device.type == "meta" else x.to(DEVICE) for x in (q, k, v))
     with pytest.raises(ValueError, match="attention_forward: .*" + sentence):

@@ -31,7 +31,7 @@ REFERENCE = peers.SHAPES["reference"]
     ("swiglu", "backward", 0.4194), ("cross_entropy", "forward", 0.244), ("cross_entropy", "forward+backward", 0.488),
     ("linear_cross_entropy", "forward", 5.44), ("linear_cross_entropy", "forward+backward", 16.31), ("embedding", "forward", 0.0624),
     ("embedding", "backward", 0.092), ("adamw", "backward", 8.65), ("adamw", "forward", 1.153),
-])  # fmt: skip
+])
 def test_floors_at_the_reference_shape(kernel, direction, ms):
     """At 4.3 TB/s and 790 TFLOP/s, to the digits given."""
     count = floors.floor(kernel, direction, REFERENCE, "bfloat16")
@@ -39,7 +39,7 @@ def test_floors_at_the_reference_shape(kernel, direction, ms):
 
 
 @pytest.mark.parametrize(("T", "forward", "backward"), [
-    (1, 0.174, 0.435), (2, 0.348, 0.870), (4, 0.696, 1.74), (8, 1.39, 3.48), (16, 2.78, 6.96)])  # fmt: skip
+    (1, 0.174, 0.435), (2, 0.348, 0.870), (4, 0.696, 1.74), (8, 1.39, 3.48), (16, 2.78, 6.96)])
 def test_floors_of_attention(T, forward, backward):
     shape = peers.ATTENTION_SHAPES[f"T={T}k"]
     assert floors.floor_ms(floors.floor("attention", "forward", shape, "bfloat16")) == pytest.approx(forward, rel=3e-3)
@@ -153,7 +153,7 @@ def test_the_gpus_clock_on_a_made_up_gpu(monkeypatch):
 
     for name, fake in {"Event": Event, "CUDAGraph": Graph, "graph": Capture, "Stream": lambda: "stream",
                        "synchronize": lambda: log.append("wait"), "reset_peak_memory_stats": lambda: log.append("reset"),
-                       "memory_allocated": lambda: 2**20, "max_memory_allocated": lambda: 5 * 2**20}.items():  # fmt: skip
+                       "memory_allocated": lambda: 2**20, "max_memory_allocated": lambda: 5 * 2**20}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     timer = bench_clock.CudaTimer()
     runs = [lambda: log.append("a"), lambda: log.append("b")]
@@ -304,7 +304,7 @@ def contender(change):
     (lambda right: right._replace(both=lambda douts, *inputs: (inputs[0], inputs)), "of the largest value"),
     (lambda right: right._replace(backward=lambda douts, cache: [g * (1 + 3e-6) for g in right.backward(douts, cache)]), "is allowed"),
     (lambda right: right, None),
-])  # fmt: skip
+])
 def test_the_judge(change, error):
     case = bench.make_case("swiglu", "smoke", True)
     wrong = contender(change)
@@ -408,15 +408,15 @@ def test_pytorchs_own_ops_pass_everywhere(kernel):
 
 def line(kernel="rmsnorm", **changes):
     common = {"schema": 1, "time": "2026-01-02T03:04:05+00:00", "smoke": False, "git": None, "torch": "2.11.0", "triton": "3.6.0",
-              "gpu": "NVIDIA H200", "clocks": None}  # fmt: skip
+              "gpu": "NVIDIA H200", "clocks": None}
     if kernel == "machine":
         return common | dict.fromkeys(bench_table.MACHINE) | {
             "kernel": kernel, "when": "before", "python": "3.12", "copy_tbps": 4.3, "gemm_tflops": 700.0, "gemms": [],
-        } | changes  # fmt: skip
+        } | changes
     shape_name = changes.pop("shape_name", "reference")
     record = common | bench.blank(kernel, shape_name, {}, torch.bfloat16, "ours") | {
         "direction": "forward", "mode": "graph", "ms": {"p20": 0.06, "p50": 0.07, "p80": 0.08}, "n": 30, "ok": True, "floor_pct": 89.0,
-        "ratio": 1.0, "peak_mb": 100.0}  # fmt: skip
+        "ratio": 1.0, "peak_mb": 100.0}
     return record | changes
 
 
@@ -436,7 +436,7 @@ def line(kernel="rmsnorm", **changes):
     (line(error="why"), "what is not ok says why, and only that"),
     (line(ok=True, absent=True), "what is not ok says why, and only that"),
     ({name: value for name, value in line("step").items() if name != "batch"}, "batch is missing from a line about step"),
-])  # fmt: skip
+])
 def test_lines_that_are_refused(record, sentence):
     with pytest.raises(ValueError) as error:
         check_record(record)
@@ -446,7 +446,7 @@ def test_lines_that_are_refused(record, sentence):
 def test_lines_that_are_right():
     nothing = {"ok": False, "ms": None, "error": "no such module"}
     for record in (line(), line("machine"), line("step", batch=4), line("kept", direction=None, mode=None, ms=None),
-                   line(**nothing), line(absent=True, **nothing)):  # fmt: skip
+                   line(**nothing), line(absent=True, **nothing)):
         check_record(record)
 
 
@@ -479,7 +479,7 @@ def test_the_table(tmp_path):
              mfu={"causal": 0.57, "full": 0.61, "causal_of_measured": 0.8, "full_of_measured": 0.86}),
         line("kept", shape_name="1.3B", direction=None, mode=None, ms=None, bytes_per_token_layer=46656.0),
         line(gpu="NVIDIA A100"), line("rope", smoke=True),
-    ]  # fmt: skip
+    ]
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"half a li')
     text = render(bench_table.read([path]))
@@ -601,7 +601,7 @@ def test_trainers_of_peers_learn_the_same_thing():
     (["--into", "x"], "--into goes with --render"),
     (["--speed"], "unrecognized arguments: --speed"),
     (["--render", "/no/such/file"], "No such file"),
-])  # fmt: skip
+])
 def test_bad_arguments(arguments, sentence, capsys):
     assert bench.main(arguments) == 2
     error = capsys.readouterr().err
@@ -612,7 +612,7 @@ def test_bad_arguments(arguments, sentence, capsys):
 def test_without_a_gpu(capsys):
     assert bench.main([]) == 2
     assert capsys.readouterr().err == ("error: no CUDA GPU is here to measure on; --smoke tests the program, --memory counts bytes, "
-                                       "--render prints results\n")  # fmt: skip
+                                       "--render prints results\n")
 
 
 def test_what_nvidia_smi_says(monkeypatch):
@@ -621,7 +621,7 @@ def test_what_nvidia_smi_says(monkeypatch):
 
     monkeypatch.setattr(bench_clock.subprocess, "run", lambda *a, **k: Answer)
     assert bench_clock.gpu_state() == {"name": "NVIDIA H200", "driver": "580.159.04", "sm_mhz": 1980.0, "mem_mhz": 3201.0,
-                                       "power_w": 701.32, "power_limit_w": 700.0, "temperature_c": None}  # fmt: skip
+                                       "power_w": 701.32, "power_limit_w": 700.0, "temperature_c": None}
 
     def gone(*a, **k):
         raise FileNotFoundError("nvidia-smi")
@@ -637,7 +637,7 @@ def test_smoke(tmp_path):
     path = tmp_path / "s.jsonl"
     command = [sys.executable, "-m", "kernels.bench", "--smoke", "--suite", "kernels", "--only", "adamw,cross_entropy"]
     done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"},
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for record in lines:

@@ -38,7 +38,7 @@ def pairs(config, T, attention="triton"):
         (lambda x, *weights: nn.block_forward(x, named(weights), cos.astype(float), sin.astype(float), config),
          lambda dout, cache: in_order(*nn.block_backward(dout, cache))),
         lambda x, *weights: reference.block_forward(x, named(weights), *tables, config),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,7 +55,7 @@ def test_pytorchs_attention_in_its_place(attention, dtype):
 
 def test_gradient_in_any_layout():
     check_pair(*pairs(CONFIG, 5), arrays(CONFIG, 3, 5), torch.float32, GRADIENTS,
-               dout=lambda dout: dout.transpose(0, 1).contiguous().transpose(0, 1))  # fmt: skip
+               dout=lambda dout: dout.transpose(0, 1).contiguous().transpose(0, 1))
 
 
 def test_merged_copies_only_what_is_apart():

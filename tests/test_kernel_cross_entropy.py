@@ -28,7 +28,7 @@ def arrays(shape, size=3.0, seed=0):
 
 def check_both(inputs, dtype, **options):
     check_pair((cross_entropy_forward, cross_entropy_backward), (numpy_forward, numpy_backward), reference.cross_entropy_forward,
-               inputs, dtype, ["dlogits"], **options)  # fmt: skip
+               inputs, dtype, ["dlogits"], **options)
 
 
 def check_in_place(inputs, dtype):
@@ -195,7 +195,7 @@ def test_compiles_in_one_graph():
     logits, targets = tensors(arrays((2, 3, 9)), torch.float32)
     logits.requires_grad_()
     eager, compiled = (torch.autograd.grad(function(logits, targets) * 3, logits)[0] for function in
-                       (cross_entropy, torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")))  # fmt: skip
+                       (cross_entropy, torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")))
     assert torch.allclose(eager, compiled, atol=1e-7)
     expected, = torch.autograd.grad(reference.cross_entropy_forward(logits, targets) * 3, logits)
     assert torch.allclose(eager, expected, atol=1e-6)
@@ -211,7 +211,7 @@ IDS = torch.zeros(2, dtype=torch.int64)
     (torch.zeros(2, 4), IDS.bool(), "targets is bool, and must be int64 or int32"),
     (torch.zeros(2, 4), IDS[:1], r"targets has shape \(1,\), and must have \(2,\)"),
     (torch.zeros(2, 4), IDS.to("meta"), "targets is on meta, and must be on"),
-])  # fmt: skip
+])
 def test_bad_input(logits, targets, sentence):
     logits, targets = (tensor if tensor.device.type == "meta" else tensor.to(DEVICE) for tensor in (logits, targets))
     with pytest.raises(ValueError, match="cross_entropy_forward: " + sentence):
@@ -227,7 +227,7 @@ def test_bad_input(logits, targets, sentence):
     (torch.zeros(2, 4), torch.ones(1), r"scale has shape \(1,\), and must have \(\)"),
     (torch.zeros(2, 4), torch.ones((), dtype=torch.float16), "scale is float16, and must be float32"),
     (torch.zeros(2, 4), torch.ones((), device="meta"), "scale is on meta, and must be on"),
-])  # fmt: skip
+])
 def test_bad_input_in_place(logits, scale, sentence):
     logits, scale = (tensor if tensor.device.type == "meta" else tensor.to(DEVICE) for tensor in (logits, scale))
     with pytest.raises(ValueError, match="cross_entropy_: " + sentence):

@@ -22,7 +22,7 @@ def arrays(shape, V, D, seed=0):
 
 def check_embedding(inputs, dtype=torch.float32, **options):
     check_pair((embedding_forward, embedding_backward), (nn.embedding_forward, nn.embedding_backward), reference.embedding_forward,
-               inputs, dtype, ["dweight"], **options)  # fmt: skip
+               inputs, dtype, ["dweight"], **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -42,7 +42,7 @@ def test_forward_copies(shape):
 @pytest.mark.parametrize("before, run, after", [
     (0, 1, 0), (0, TILE, 0), (0, TILE + 1, 0), (TILE - 1, TILE, 1), (1, TILE - 2, 5), (5, TILE, 0), (TILE, 2 * TILE, TILE),
     (3, 5 * TILE, 7), (1, 3 * TILE - 2, 2), (0, 2000, 0), (TILE - 1, 2, 1),
-])  # fmt: skip
+])
 def test_repeated_id(before, run, after, dtype):
     """One id `run` times, in runs that begin and end inside, at and across the tiles that are summed beforehand."""
     tokens = np.repeat([0, 2, 3], [before, run, after])
@@ -70,7 +70,7 @@ def test_any_layout_of_the_inputs():
     tokens, weight = tensors(arrays((4, 6), 9, 32), torch.float32)
     expected, _ = embedding_forward(tokens, weight)
     for ids, table in ((tokens.t().contiguous().t(), weight), (tokens, weight.t().contiguous().t()),
-                       (tokens, torch.cat([weight, weight], 1)[:, :32])):  # fmt: skip
+                       (tokens, torch.cat([weight, weight], 1)[:, :32])):
         out, _ = embedding_forward(ids, table)
         assert torch.equal(out, expected)
 
@@ -124,7 +124,7 @@ def test_compiles_in_one_graph():
     tokens, weight = tensors(arrays((2, 9), 7, 5), torch.float32)
     weight.requires_grad_()
     eager, compiled = (torch.autograd.grad((function(tokens, weight) ** 2).sum(), weight)[0] for function in
-                       (embedding, torch.compile(embedding, fullgraph=True, backend="aot_eager")))  # fmt: skip
+                       (embedding, torch.compile(embedding, fullgraph=True, backend="aot_eager")))
     assert torch.equal(eager, compiled)
 
 
@@ -138,7 +138,7 @@ IDS = torch.zeros(2, dtype=torch.int64)
     (IDS.float(), torch.zeros(3, 4), "tokens is float32, and must be int64 or int32"),
     (IDS[:0], torch.zeros(3, 4), r"tokens has shape \(0,\), and must hold at least one element"),
     (IDS.to("meta"), torch.zeros(3, 4), "tokens is on meta, and must be on"),
-])  # fmt: skip
+])
 def test_bad_input(tokens, weight, sentence):
     tokens, weight = (tensor if tensor.device.type == "meta" else tensor.to(DEVICE) for tensor in (tokens, weight))
     with pytest.raises(ValueError, match="embedding_forward: " + sentence):

@@ -43,7 +43,7 @@ def arrays(B, T, D, V, seed=0):
 @pytest.mark.parametrize("shape", [(1, 1, 3, 1), (2, 5, 7, 31), (1, 67, 16, 32), (3, 5, 11, 1027)])
 def test_linear_cross_entropy(shape, chunk, dtype):
     check_pair((linear_cross_entropy_forward, linear_cross_entropy_backward), (numpy_forward, numpy_backward), reference_forward,
-               arrays(*shape), dtype, ["dx", "dweight"], [chunk])  # fmt: skip
+               arrays(*shape), dtype, ["dx", "dweight"], [chunk])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -194,7 +194,7 @@ def test_compiles_in_one_graph():
     x, weight, targets = tensors(arrays(2, 3, 5, 7), torch.float32)
     leaves = [x.requires_grad_(), weight.requires_grad_()]
     results = [torch.autograd.grad(function(x, weight, targets) * 3, leaves) for function in
-               (linear_cross_entropy, torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager"))]  # fmt: skip
+               (linear_cross_entropy, torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager"))]
     for eager, compiled in zip(*results):
         assert torch.allclose(eager, compiled, atol=1e-6)
 
@@ -214,7 +214,7 @@ IDS = torch.zeros(2, dtype=torch.int64)
     (torch.zeros(2, 4), torch.zeros(3, 4), IDS[:1], None, r"targets has shape \(1,\), and must have \(2,\)"),
     (torch.zeros(2, 4), torch.zeros(3, 4), IDS, 0, "chunk is 0, and must be None or an integer of at least 1"),
     (torch.zeros(2, 4), torch.zeros(3, 4), IDS, 2.0, "chunk is 2.0, and must be None or an integer of at least 1"),
-])  # fmt: skip
+])
 def test_bad_input(x, weight, targets, chunk, sentence):
     x, weight, targets = (tensor if tensor.device.type == "meta" else tensor.to(DEVICE) for tensor in (x, weight, targets))
     with pytest.raises(ValueError, match="linear_cross_entropy_forward: " + sentence):

@@ -22,13 +22,13 @@ def arrays(shape, seed=0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rmsnorm(shape, dtype):
     check_pair((rmsnorm_forward, rmsnorm_backward), (numpy_forward, numpy_backward), reference.rmsnorm_forward,
-               arrays(shape), dtype, ["dx", "dweight"], [EPS])  # fmt: skip
+               arrays(shape), dtype, ["dx", "dweight"], [EPS])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_any_layout_of_the_gradient(layout):
     check_pair((rmsnorm_forward, rmsnorm_backward), (numpy_forward, numpy_backward), reference.rmsnorm_forward,
-               arrays((4, 6, 32)), torch.float32, ["dx", "dweight"], [EPS], dout=layout)  # fmt: skip
+               arrays((4, 6, 32)), torch.float32, ["dx", "dweight"], [EPS], dout=layout)
 
 
 def test_gradient_of_a_sum_has_stride_0():
@@ -80,7 +80,7 @@ def test_compiles_in_one_graph():
         return (out * total).sum()
 
     results = [torch.autograd.grad(function(x, weight), (x, weight)) for function in
-               (both, torch.compile(both, fullgraph=True, backend="aot_eager"))]  # fmt: skip
+               (both, torch.compile(both, fullgraph=True, backend="aot_eager"))]
     for eager, compiled in zip(*results):
         assert torch.allclose(eager, compiled, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_compiles_in_one_graph():
     (torch.zeros(2, 4), torch.zeros(5), r"weight has shape \(5,\), and must have \(4,\)"),
     (torch.zeros(2, MAX_DIM + 1), torch.zeros(MAX_DIM + 1), f"x has {MAX_DIM + 1} channels, and the kernel covers at most {MAX_DIM}"),
     (torch.zeros(2, 4), torch.zeros(4, device="meta"), "weight is on meta, and must be on"),
-])  # fmt: skip
+])
 def test_bad_input(x, weight, sentence):
     on_device = (tensor if tensor.device.type == "meta" else tensor.to(DEVICE) for tensor in (x, weight))
     with pytest.raises(ValueError, match=sentence):

@@ -19,7 +19,7 @@ def check(x, layout=None, dtype=torch.float32):
     tables = [torch.from_numpy(table).to(DEVICE) for table in (cos, sin)]
     check_pair((lambda x: rope_forward(x, *tables), rope_backward),
                (lambda x: numpy_forward(x, cos.astype(float), sin.astype(float)), numpy_backward),
-               lambda x: reference.rope_forward(x.float(), *tables).to(x.dtype), [x], dtype, ["dx"], dout=layout)  # fmt: skip
+               lambda x: reference.rope_forward(x.float(), *tables).to(x.dtype), [x], dtype, ["dx"], dout=layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,7 +32,7 @@ def test_rope(shape, dtype, rng):
     lambda dout: dout.transpose(1, 2).contiguous().transpose(1, 2),
     lambda dout: dout.repeat_interleave(2, -1)[..., ::2],
     lambda dout: torch.cat([dout, dout], 2)[:, :, dout.shape[2]:],
-], ids=["heads first", "every second channel", "half of the heads"])  # fmt: skip
+], ids=["heads first", "every second channel", "half of the heads"])
 def test_any_layout(layout, rng):
     check(rng.standard_normal((2, 5, 3, 8)), layout)
 
@@ -59,7 +59,7 @@ def test_registered_and_compiles_in_one_graph():
     x = torch.randn(2, 4, 3, 6, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.minillama.rope.default, (x, cos, sin, False))
     results = [torch.autograd.grad((function(x, cos, sin) ** 2 * x).sum(), x)[0] for function in
-               (rope, torch.compile(rope, fullgraph=True, backend="aot_eager"))]  # fmt: skip
+               (rope, torch.compile(rope, fullgraph=True, backend="aot_eager"))]
     assert torch.equal(*results)
 
 

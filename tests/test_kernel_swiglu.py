@@ -47,7 +47,7 @@ def test_registered_and_compiles_in_one_graph():
     gate, up = (torch.randn(3, 8, device=DEVICE, requires_grad=True) for _ in range(2))
     torch.library.opcheck(torch.ops.minillama.swiglu.default, (gate, up))
     results = [torch.autograd.grad((function(gate, up) ** 2).sum(), (gate, up)) for function in
-               (swiglu, torch.compile(swiglu, fullgraph=True, backend="aot_eager"))]  # fmt: skip
+               (swiglu, torch.compile(swiglu, fullgraph=True, backend="aot_eager"))]
     for eager, compiled in zip(*results):
         assert torch.equal(eager, compiled)
 

@@ -52,7 +52,7 @@ def test_the_future_changes_nothing_in_the_model(tiny, rng):
 @pytest.mark.parametrize(("forward", "backward"), [
     (nn.attention_forward, nn.attention_backward),
     (nn.flash_attention_forward, nn.flash_attention_backward),
-], ids=["attention", "flash"])  # fmt: skip
+], ids=["attention", "flash"])
 def test_blocks_and_tiles_change_rounding_only(forward, backward, size, rng):
     q, k, v, dout = rng.standard_normal((4, 2, 13, 3, 4)) * 3
     plain, cache = nn.attention_forward(q, k, v)
@@ -158,7 +158,7 @@ def test_swiglu_of_huge_gates():
 def test_decoding_with_cache_equals_full_forward(rng):
     config = ModelConfig(**preset("nano").model)
     params = {name: rng.standard_normal(shape, np.float32) / (shape[-1] ** 0.5 if len(shape) > 1 else 1)
-              for name, shape in nn.param_shapes(config).items()}  # fmt: skip
+              for name, shape in nn.param_shapes(config).items()}
     tokens = rng.integers(0, config.vocab_size, (2, 50))
     full, _ = nn.model_forward(tokens, params, config)
     cache = KVCache(config, 2)
@@ -192,7 +192,7 @@ def test_an_untrained_model_knows_nothing(rng):
     (np.array([[0, 11]]), "token id 11 is out of range: the vocabulary has ids 0 to 10"),
     (np.array([[-2, 1]]), "token id -2"),
     (np.zeros((1, 17), int), "17 tokens are longer than the context of 16"),
-])  # fmt: skip
+])
 def test_bad_tokens(tokens, message, tiny):
     with pytest.raises(InputError, match=message):
         nn.model_forward(tokens, nn.init_params(tiny), tiny)

@@ -109,7 +109,7 @@ def test_a_coefficient_of_0_updates_nothing(rng):
 @pytest.mark.parametrize("grad, norm, coefficient", [
     ([3.0, 4.0], 5.0, 0.4), ([0.3, 0.4], 0.5, 1.0), ([0.0, 0.0], 0.0, 1.0),
     ([math.nan, 1.0], math.nan, 0.0), ([math.inf, 1.0], math.inf, 0.0), ([1e30, 1.0], math.inf, 0.0),
-])  # fmt: skip
+])
 def test_clip_coefficient(grad, norm, coefficient):
     result = reference.clip_coefficient(torch.tensor(grad), 2.0)
     assert [tuple(tensor.shape) for tensor in result] == [(), ()]
@@ -315,7 +315,7 @@ def test_tokens_are_checked(tiny):
     engine = on_cpu(tiny)
     bad, long = np.full((1, 3), 11), np.zeros((1, 17), int)
     for use in (engine.logits, lambda tokens: engine.loss(tokens, tokens), lambda tokens: engine.train_step([(tokens, tokens)], 1e-2),
-                lambda tokens: engine.decode(tokens, engine.new_cache())):  # fmt: skip
+                lambda tokens: engine.decode(tokens, engine.new_cache())):
         with pytest.raises(InputError, match="token id 11 is out of range: the vocabulary has ids 0 to 10"):
             use(bad)
         with pytest.raises(InputError, match="17 tokens are longer than the context of 16"):
@@ -448,7 +448,7 @@ BAD_PLACES = {
     "training in float16": (dict(dtype="float16", training=True), "dtype float16 cannot train: .* choose float32 or bfloat16"),
     "Triton without CUDA": (dict(kernels="triton"), "engine triton needs a CUDA GPU, and PyTorch sees none: --engine torch runs on the "
                                                     "processor, and TRITON_INTERPRET=1 steps through the kernels there, very slowly"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -537,7 +537,7 @@ class Driver:
 
 @pytest.mark.parametrize("driver, expected", [
     (Driver(2), True), (Driver(0), False), (Driver(1, status=100), False), (object(), False), (None, False),
-])  # fmt: skip
+])
 def test_has_cuda(driver, expected, monkeypatch):
     def load(name):
         if driver is None:
@@ -552,7 +552,7 @@ def test_has_cuda(driver, expected, monkeypatch):
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
     None,
-])  # fmt: skip
+])
 def test_out_of_memory(error, tiny, monkeypatch):
     def full(*pair):
         if error is None:
@@ -627,7 +627,7 @@ def test_resume_on_another_engine(first, second, runs, text, tmp_path, capsys): 
 
 def test_the_run_is_introduced_with_its_engine(text, tmp_path, capsys):  # noqa: F811
     for name, flags, about in (("a", ["--engine", "numpy"], "numpy, 2 threads, batches in 2 parts"),
-                               ("b", [*TORCH, "--dtype", "bfloat16"], "torch on cpu (2 threads), bfloat16")):  # fmt: skip
+                               ("b", [*TORCH, "--dtype", "bfloat16"], "torch on cpu (2 threads), bfloat16")):
         said = call(capsys, "train", "--data", text, "--out", tmp_path / name, *SMALL, *flags, "--steps", "1")[1]
         assert f"context 256; {about}\n" in said
 
@@ -642,7 +642,7 @@ def test_nothing_is_measured_for_other_engines(text, tmp_path, capsys):  # noqa:
 
 def test_generate_and_eval(runs, capsys, no_gpu):
     texts = {call(capsys, "generate", runs / "numpy", "-p", "Ann", "-n", 20, "--temperature", 0, "--engine", engine)[1]
-             for engine in ("numpy", "torch")}  # fmt: skip
+             for engine in ("numpy", "torch")}
     assert len(texts) == 1
     scores = [json.loads(call(capsys, "eval", runs / "numpy", "--json", "--engine", engine)[1])["loss"] for engine in ("numpy", "torch")]
     assert scores[1] == pytest.approx(scores[0], rel=INTERCHANGE)

@@ -18,7 +18,7 @@ from minillama.train import Metrics
 
 SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--batch-size", "3", "--accumulate", "2", "--steps", "12",
          "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5", "--embedding-std", "0.02",
-         "--vocab-size", "290", "--threads", "2"]  # fmt: skip
+         "--vocab-size", "290", "--threads", "2"]
 
 
 @pytest.fixture(autouse=True)
