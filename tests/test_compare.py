@@ -4,8 +4,7 @@ import re
 import shutil
 
 import pytest
-from test_cli import call
-from test_train import finished, text  # noqa: F401 — the fixtures: a text and a run trained on it
+from helpers import call
 
 from minillama.compare import compare
 
@@ -30,7 +29,7 @@ def test_compare():
 
 
 @pytest.fixture
-def two(finished, tmp_path, monkeypatch):  # noqa: F811
+def two(finished, tmp_path, monkeypatch):
     """A run, and the same with other losses in every third line and the last line torn."""
     monkeypatch.chdir(tmp_path)
     for name in "ab":

@@ -7,17 +7,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+from helpers import ROOT
 
 from minillama.errors import InputError
 from minillama.text import corpus
 from minillama.text.corpus import RECALL_SHARE, SHARES, SOURCES, Document, Pen, Reader, derive, document, documents
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCE = pytest.mark.parametrize("source", SHARES)
 
 

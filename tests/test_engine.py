@@ -4,26 +4,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers import RECIPE, batch, split
 from tolerances import ACCUMULATION_FLOAT32
 
 from kernels import reference
-from minillama.config import ModelConfig, TrainConfig, preset
+from minillama.config import ModelConfig, preset
 from minillama.engine import Arena, Diverged, NumpyEngine, faster_split, make_engine
 from minillama.errors import InputError
 from minillama.nn import IGNORE, init_params, param_shapes
-
-RECIPE = TrainConfig(lr=1e-2, seed=3)
-
-
-def batch(config, rows, T, seed=0, ignored=0.3):
-    rng = np.random.default_rng(seed)
-    tokens, targets = rng.integers(0, config.vocab_size, (2, rows, T))
-    targets[rng.random((rows, T)) < ignored * np.arange(rows)[:, None] / rows] = IGNORE  # later rows score fewer tokens
-    return tokens, targets
-
-
-def split(arrays, *cuts):
-    return list(zip(*(np.split(array, cuts) for array in arrays)))
 
 
 def test_accumulation_is_weighted_by_tokens(tiny):

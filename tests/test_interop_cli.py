@@ -8,14 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import SMALL, call, metrics
 from interop_models import small
 from safetensors.numpy import load_file
-from test_cli import call
-from test_train import SMALL, auto_is_numpy, finished, metrics, text  # noqa: F401 — the fixtures: a text and a run trained on it
 
 from minillama import checkpoint, interop, run
 from minillama.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("auto_is_numpy")
 GREEDY = ["--prompt", "Ann has", "-n", 20, "--temperature", 0]
 
 
@@ -28,7 +28,7 @@ def imported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "llama2c", "meta"])
-def test_out_and_in_again_writes_the_same_text(to, finished, tmp_path, capsys):  # noqa: F811
+def test_out_and_in_again_writes_the_same_text(to, finished, tmp_path, capsys):
     ours = call(capsys, "generate", finished, *GREEDY)[1]
     path = tmp_path / ("m.gguf" if to == "gguf" else "m")
     status, out, _ = call(capsys, "export", finished, "--to", to, "-o", path)
@@ -59,13 +59,13 @@ def test_an_imported_run_leaves_what_a_run_has(imported, capsys):
     assert "Hugging Face directory" in call(capsys, "info", imported.parent / "hf")[1]
 
 
-def test_a_checkpoint_is_a_model_as_it_stands(finished, capsys):  # noqa: F811
+def test_a_checkpoint_is_a_model_as_it_stands(finished, capsys):
     newest = finished / "checkpoints" / "step-000012"
     assert call(capsys, "generate", newest, *GREEDY) == call(capsys, "generate", finished, *GREEDY)
     assert call(capsys, "generate", finished / "checkpoints" / "step-000010", "-n", 3)[0] == 0
 
 
-def test_eval_of_an_imported_run_needs_a_text(imported, text, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_eval_of_an_imported_run_needs_a_text(imported, text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model in (imported, imported.parent / "hf"):
         status, _, error = call(capsys, "eval", model)
@@ -77,7 +77,7 @@ def test_eval_of_an_imported_run_needs_a_text(imported, text, tmp_path, capsys, 
     assert json.loads(results[0][1])["loss"] > 1
 
 
-def test_a_run_cannot_be_imported_nor_an_imported_one_resumed(imported, finished, tmp_path, capsys):  # noqa: F811
+def test_a_run_cannot_be_imported_nor_an_imported_one_resumed(imported, finished, tmp_path, capsys):
     status, _, error = call(capsys, "import", finished, "-o", tmp_path / "x")
     assert (status, "is a run already" in error) == (2, True)
     status, _, error = call(capsys, "train", "--resume", "--out", imported)
@@ -91,7 +91,7 @@ def test_a_run_cannot_be_imported_nor_an_imported_one_resumed(imported, finished
 TUNE = [*SMALL[6:-4], "--threads", "2"]  # the recipe, not the shape nor the vocabulary
 
 
-def test_training_from_a_run_starts_where_it_ended(finished, text, tmp_path, capsys):  # noqa: F811
+def test_training_from_a_run_starts_where_it_ended(finished, text, tmp_path, capsys):
     """Fresh moments, a schedule of its own, the weights and the tokenizer of the other."""
     assert main(["train", "--engine", "numpy", "--from", str(finished), "--out", str(tmp_path / "a"), "--data", text, *TUNE]) == 0
     assert f"starting from {finished}" in capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_training_from_a_run_starts_where_it_ended(finished, text, tmp_path, cap
     assert (config.source, config.start, config.model) == (str(finished), 0, run.read_config(finished).model)
 
 
-def test_training_from_a_run_can_keep_its_optimizer(finished, text, tmp_path, capsys):  # noqa: F811
+def test_training_from_a_run_can_keep_its_optimizer(finished, text, tmp_path, capsys):
     """The first step moves as the old moments say; steps count on, so that their bias correction stays right."""
     out = tmp_path / "a"
     assert main(["train", "--engine", "numpy", "--from", str(finished), "--keep-optimizer", "--out", str(out), "--data", text, *TUNE]) == 0
@@ -121,7 +121,7 @@ def test_training_from_a_run_can_keep_its_optimizer(finished, text, tmp_path, ca
 
 
 @pytest.mark.parametrize("keep", [[], ["--keep-optimizer"]])
-def test_stopped_and_resumed_is_the_same_to_the_bit(keep, finished, text, tmp_path, monkeypatch):  # noqa: F811
+def test_stopped_and_resumed_is_the_same_to_the_bit(keep, finished, text, tmp_path, monkeypatch):
     start = ["train", "--engine", "numpy", "--from", str(finished), *keep, "--data", text, *TUNE]
     assert main([*start, "--out", str(tmp_path / "a")]) == 0
     original = checkpoint.save
@@ -149,7 +149,7 @@ def crash_after(step):
     return train_step
 
 
-def test_the_configuration_of_a_tuned_run_repeats_it(finished, text, tmp_path):  # noqa: F811
+def test_the_configuration_of_a_tuned_run_repeats_it(finished, text, tmp_path):
     start = ["train", "--engine", "numpy", "--from", str(finished), "--data", text, *TUNE]
     assert main([*start, "--out", str(tmp_path / "a")]) == 0
     assert main(["train", "--engine", "numpy", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
@@ -157,7 +157,7 @@ def test_the_configuration_of_a_tuned_run_repeats_it(finished, text, tmp_path): 
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
-def test_an_imported_model_trains_on(engine, imported, text, tmp_path):  # noqa: F811
+def test_an_imported_model_trains_on(engine, imported, text, tmp_path):
     for number, source in enumerate((imported, imported.parent / "hf")):
         out = tmp_path / f"tuned{number}"
         options = ["--steps", "3", "--batch-size", "2", "--seq-len", "16", "--warmup-steps", "0", "--threads", "1"]
@@ -178,7 +178,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_cannot_be_trained_from(kind, finished, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_what_cannot_be_trained_from(kind, finished, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[kind]
     status, out, error = call(capsys, "train", "--out", "out", *[word.replace("RUN", str(finished)) for word in arguments])
@@ -193,7 +193,7 @@ def test_an_imported_run_has_no_optimizer_to_keep(imported, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_resume_takes_no_source(finished, capsys):  # noqa: F811
+def test_resume_takes_no_source(finished, capsys):
     status, _, error = call(capsys, "train", "--resume", "--from", finished, "--out", finished)
     assert (status, "--from cannot be changed" in error) == (2, True)
 

@@ -8,6 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interop_files import U32, put, rewritten
 from interop_models import ODD_TEXTS, same, small, tokenizer
 from tolerances import CLIENT_LOGITS, LLAMA_CPP_NARROW
 
@@ -69,32 +70,6 @@ def test_round_trip_is_bit_exact(dtype, tmp_path):
     assert one[-100_000:] == two[-100_000:]
 
 
-def rewritten(path, target, change=lambda fields: None, kind=None, drop=(), edit=lambda name, data: data):
-    """A file like another, by gguf's own writer: with other keys, other tensors, or its matrices quantised."""
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(target, "llama")
-    fields = {key: (field.contents(), field.types) for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    change(fields)
-    for key, (value, types) in fields.items():
-        if key != "general.architecture":
-            writer.add_key_value(key, value, types[0], types[1] if len(types) > 1 else None)
-    if fields["general.architecture"][0] != "llama":
-        writer.add_key_value("general.architecture", fields["general.architecture"][0], gguf.GGUFValueType.STRING)
-    for tensor in reader.tensors:
-        data = edit(tensor.name, np.array(tensor.data.reshape(tensor.shape[::-1])))
-        if tensor.name in drop:
-            continue
-        if kind and data.ndim > 1 and data.shape[-1] % 32 == 0:
-            writer.add_tensor(tensor.name, gguf.quantize(data, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
 def test_q8_0_comes_in(file, tmp_path):
     path = rewritten(file, tmp_path / "q8.gguf", kind=Type.Q8_0)
     back = interop.read(path)
@@ -109,11 +84,7 @@ def test_a_tied_head_is_a_copy(file, tmp_path):
     assert np.array_equal(back.tensors["output"], small().tensors["tok_embeddings"])
 
 
-def put(key, value, kind):
-    return lambda fields: fields.__setitem__(key, (value, [kind]))
-
-
-U32, F32, STRING, BOOL = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING, gguf.GGUFValueType.BOOL
+F32, STRING, BOOL = gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING, gguf.GGUFValueType.BOOL
 KEYS = {
     "another architecture": (put("general.architecture", "qwen2", STRING), "general.architecture is 'qwen2'"),
     "key heads that do not divide": (put("llama.attention.head_count_kv", 3, U32), "head_count_kv is 3, and must divide the 4 attention"),

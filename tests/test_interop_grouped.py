@@ -4,10 +4,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from interop_files import U32, edit, ids, opened, put, rewritten
 from interop_models import small
 from safetensors.numpy import load_file, save_file
-from test_interop_gguf import U32, put, rewritten
-from test_interop_hf import edit, ids, opened
 from tolerances import CLIENT_LOGITS
 
 from minillama import interop

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interop_files import edit, ids, opened, transformers
 from interop_models import ODD_TEXTS, same, small, tokenizer
 from safetensors.numpy import load_file, save_file
 from tolerances import CLIENT_LOGITS
@@ -35,12 +36,6 @@ from minillama.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def transformers():
-    """The client; the tests that need it are skipped where it is not."""
-    return pytest.importorskip("transformers", reason="transformers is not installed")
-
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("hf") / "model"
@@ -51,24 +46,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
-
-
-def opened(path, **options):
-    """The model of transformers. A broken load only warns, so the report is looked at."""
-    model, report = transformers().AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-    assert not any(report.values()), report
-    return model
-
-
-def edit(path, **changes):
-    """Change keys of a JSON file; None takes one out."""
-    values = json.loads(path.read_text())
-    values.update(changes)
-    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
-
-
-def ids(n=60, seed=0):
-    return np.random.default_rng(seed).integers(3, 400, (2, n))
 
 
 # ------------------------------------------------------------------------------------------------------------------ conversions

@@ -4,9 +4,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
+
 COMPILES = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # the compiler is not the interpreter
 
 

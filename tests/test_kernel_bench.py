@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from kernel_check import DEVICE
 from tolerances import KERNEL_FACTOR, KERNEL_FLOOR
 
@@ -18,7 +18,6 @@ from minillama.config import ModelConfig, preset
 from minillama.nn import count_params
 from minillama.plan import flops_per_token
 
-ROOT = Path(__file__).parent.parent
 INTERPRETED = pytest.mark.skipif(DEVICE.type == "cuda", reason="the smoke run is interpreted")
 REFERENCE = peers.SHAPES["reference"]
 

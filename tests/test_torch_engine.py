@@ -12,9 +12,7 @@ import tomllib
 import numpy as np
 import pytest
 import torch
-from test_cli import call
-from test_engine import RECIPE, batch, split
-from test_train import SMALL, text  # noqa: F401 — a fixture
+from helpers import RECIPE, SMALL, assert_close, batch, call, ignored, large_params, split
 from tolerances import ACCUMULATION_FLOAT32, DECODE_FLOAT32, INTERCHANGE, MODEL_FLOAT32, ORACLE, TWIN_RUN, TWIN_RUN_BFLOAT16
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,7 +24,7 @@ from minillama import machine, nn
 from minillama.config import ModelConfig, TrainConfig, preset
 from minillama.engine import Diverged, NumpyEngine, make_engine, resolve_engine
 from minillama.errors import InputError
-from minillama.nn import IGNORE, param_shapes
+from minillama.nn import param_shapes
 from minillama.optim import adamw_step
 from minillama.text.mixture import Mixture, load_shard
 from minillama.text.sources import builtin_sources
@@ -37,28 +35,10 @@ def on_cpu(config, recipe=RECIPE, **options):
     return TorchEngine(config, recipe, threads=1, device="cpu", **options)
 
 
-def ignored(config, rows=2, T=5):
-    """A batch that scores nothing."""
-    tokens, _ = batch(config, rows, T)
-    return tokens, np.full_like(tokens, IGNORE)
-
-
 def arrays(engine):
     """All that a step may change, copied: parameters and both moments."""
     state = engine.state()
     return {f"{kind}.{name}": array.copy() for kind in ("params", "m", "v") for name, array in state[kind].items()}
-
-
-def large_params(config):
-    """Parameters large enough that every op changes the logits: of fresh ones, attention sees little but zeros."""
-    rng = np.random.default_rng(1)
-    return {name: rng.standard_normal(shape, np.float32) * np.float32(0.4) for name, shape in param_shapes(config).items()}
-
-
-def assert_close(left, right, tolerance):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert np.abs(left[name] - right[name]).max() <= tolerance * np.abs(right[name]).max(), name
 
 
 # -------------------------------------------------------------------------------------------------------------- the plain ops
@@ -451,14 +431,6 @@ BAD_PLACES = {
 }
 
 
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-
-
 @pytest.mark.parametrize("case", BAD_PLACES)
 def test_bad_places(case, no_gpu):
     options, message = BAD_PLACES[case]
@@ -596,7 +568,7 @@ SHORT = [*SMALL, "--steps", "8", "--save-every", "4"]
 
 
 @pytest.fixture(scope="module")
-def runs(text, tmp_path_factory):  # noqa: F811
+def runs(text, tmp_path_factory):
     """The same training on both engines."""
     from minillama.__main__ import main
 
@@ -616,7 +588,7 @@ def test_train(runs):
 
 
 @pytest.mark.parametrize("first, second", [("numpy", TORCH), ("torch", ["--engine", "numpy"])])
-def test_resume_on_another_engine(first, second, runs, text, tmp_path, capsys):  # noqa: F811
+def test_resume_on_another_engine(first, second, runs, text, tmp_path, capsys):
     out = shutil.copytree(runs / first, tmp_path / "run")
     shutil.rmtree(out / "checkpoints" / "step-000008")
     status, said, _ = call(capsys, "train", "--resume", "--out", out, *second)
@@ -625,14 +597,14 @@ def test_resume_on_another_engine(first, second, runs, text, tmp_path, capsys): 
     assert losses(out) == pytest.approx(losses(runs / "numpy"), abs=INTERCHANGE)
 
 
-def test_the_run_is_introduced_with_its_engine(text, tmp_path, capsys):  # noqa: F811
+def test_the_run_is_introduced_with_its_engine(text, tmp_path, capsys):
     for name, flags, about in (("a", ["--engine", "numpy"], "numpy, 2 threads, batches in 2 parts"),
                                ("b", [*TORCH, "--dtype", "bfloat16"], "torch on cpu (2 threads), bfloat16")):
         said = call(capsys, "train", "--data", text, "--out", tmp_path / name, *SMALL, *flags, "--steps", "1")[1]
         assert f"context 256; {about}\n" in said
 
 
-def test_nothing_is_measured_for_other_engines(text, tmp_path, capsys):  # noqa: F811
+def test_nothing_is_measured_for_other_engines(text, tmp_path, capsys):
     settings = SMALL[:-2]                                        # without --threads
     said = call(capsys, "train", "--data", text, "--out", tmp_path / "a", *settings, *TORCH, "--steps", "1")[1]
     assert "a batch in" not in said
@@ -662,7 +634,7 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("case", BAD_FLAGS)
-def test_bad_flags(case, text, tmp_path, capsys, no_gpu):  # noqa: F811
+def test_bad_flags(case, text, tmp_path, capsys, no_gpu):
     arguments, message = BAD_FLAGS[case]
     status, _, err = call(capsys, "train", "--data", text, "--out", tmp_path / "run", *SMALL, *arguments)
     assert status == 2
