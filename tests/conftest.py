@@ -1,5 +1,4 @@
 """Shared by all tests: one BLAS thread, so that results do not depend on the machine's cores; without CUDA, interpreted kernels."""
-import importlib.util
 import os
 import random
 import sys
@@ -21,21 +20,14 @@ from minillama.config import ModelConfig  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-if importlib.util.find_spec("triton") is None:                   # it exists for Linux alone
-    collect_ignore_glob = ["test_kernel_*.py"]
-
-ELSEWHERE = ("test_kernel_bugs", "test_kernel_aot")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """`pytest -m gpu` is all that needs a GPU: the tests marked so, and every kernel's, which use CUDA where it is there. Not the planted
-    bugs and the compiling for other GPUs, which show as much without one."""
+    """`pytest -m gpu` is all that needs a GPU: the tests marked so, here skipped without one, and those that kernels/conftest.py marks."""
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        elif item.path.name.startswith("test_kernel_") and item.path.stem not in ELSEWHERE and torch.cuda.is_available():
-            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """What only a GPU can show: sizes beyond 2^31, no waiting for the device, no compiling anew, other devices, and training in bfloat16.
 
-`pytest -m gpu` runs these and all of test_kernel_*.py on CUDA tensors, bfloat16 included.
+`pytest -m gpu` runs these, and the tests of every kernel on CUDA tensors, bfloat16 included.
 """
 import dataclasses
 

@@ -26,7 +26,7 @@ def test_every_kernel_compiles_without_a_fault():
 
 
 def test_faults_are_found():
-    done = run("tests/faulty_kernels.py", timeout=300)
+    done = run("tests/kernels/faulty_kernels.py", timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     faults = {row["kernel"]: " ".join(row["faults"]) for row in map(json.loads, done.stdout.splitlines())}
     for kernel, fault in (

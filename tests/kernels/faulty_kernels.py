@@ -1,4 +1,4 @@
-"""Kernels that break one rule each of kernels/aot.py, compiled for sm_80: prints a JSON object per kernel. Run by test_kernel_aot.py."""
+"""Kernels that break one rule each of kernels/aot.py, compiled for sm_80: prints a JSON object per kernel. Run by test_aot.py."""
 import json
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from kernels import aot, launch
 
 
