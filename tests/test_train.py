@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from helpers import SMALL, metrics, run
 from safetensors.numpy import load_file
 
 from minillama.__main__ import main
-from minillama.train import Metrics
 
 pytestmark = pytest.mark.usefixtures("auto_is_numpy")
 
@@ -112,40 +109,6 @@ def test_resume_of_a_finished_run_changes_nothing(finished, text, tmp_path):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
     assert run(finished, "--resume") == 0
     assert before == {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
-
-
-class FakeWriter:
-    """What tensorboard.summary.Writer is to `Metrics`."""
-
-    def __init__(self, folder):
-        Path(folder).mkdir()
-        self.open, FakeWriter.written = True, []
-
-    def add_scalar(self, tag, value, step):
-        assert self.open
-        self.written.append((tag, value, step))
-
-    def close(self):
-        self.open = False
-
-
-def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
-    """Where it is installed; a resumed run begins it anew with what it keeps."""
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", types.SimpleNamespace(Writer=FakeWriter))
-    path = tmp_path / "metrics.jsonl"
-    for after, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        with Metrics(path, after) as metrics:
-            for step in steps:
-                metrics.append({"step": step, "loss": 1 / step, "floor": None})
-    assert FakeWriter.written == [("loss", 1 / step, step) for step in (1, 2, 3, 4)]
-    assert (tmp_path / "tensorboard").is_dir()
-
-
-def test_without_tensorboard_there_is_no_folder_of_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)  # import finds nothing
-    with Metrics(tmp_path / "metrics.jsonl", 0) as metrics:
-        metrics.append({"step": 1, "loss": 1.0})
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_torn_metrics_line_and_later_steps_are_dropped(finished, text, tmp_path, monkeypatch):

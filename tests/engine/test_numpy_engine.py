@@ -9,8 +9,7 @@ from tolerances import ACCUMULATION_FLOAT32
 
 from kernels import reference
 from minillama.config import ModelConfig, preset
-from minillama.engine import Arena, Diverged, NumpyEngine, faster_split, make_engine
-from minillama.errors import InputError
+from minillama.engine import Arena, Diverged, NumpyEngine, faster_split
 from minillama.nn import IGNORE, init_params, param_shapes
 
 
@@ -114,11 +113,6 @@ def test_exploding_gradient_is_named(tiny, monkeypatch):
     engine = NumpyEngine(tiny, RECIPE, threads=1)
     with pytest.raises(Diverged, match=r"step 1: .*not finite is the gradient of layers\.0\.wk"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
-
-
-def test_unknown_engine(tiny):
-    with pytest.raises(InputError, match="engine 'cuda' does not exist: choose one of auto, numpy"):
-        make_engine("cuda", tiny)
 
 
 def test_it_can_learn_by_heart():

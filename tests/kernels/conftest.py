@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-WITHOUT_KERNELS = ("test_engine", "test_fsdp", "test_gpu")  # collected without triton too; those of their tests that need it say so
+PYTORCH = ("test_reference", "test_model", "test_engine", "test_engine_cli", "test_places", "test_fsdp", "test_gpu")  # not of one kernel
 ELSEWHERE = ("test_bugs", "test_aot")
 
 if importlib.util.find_spec("triton") is None:                   # it exists for Linux alone
-    collect_ignore = [path.name for path in HERE.glob("test_*.py") if path.stem not in WITHOUT_KERNELS]
+    collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.stem not in PYTORCH]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -18,5 +17,5 @@ def pytest_collection_modifyitems(items):
     """`pytest -m gpu` takes every kernel's tests, which use CUDA where it is there. Not the planted bugs and the compiling for other GPUs,
     which show as much without one."""
     for item in items:
-        if torch.cuda.is_available() and item.path.parent == HERE and item.path.stem not in (*WITHOUT_KERNELS, *ELSEWHERE):
+        if torch.cuda.is_available() and item.path.parent.name == "kernels" and item.path.stem not in (*PYTORCH, *ELSEWHERE):
             item.add_marker(pytest.mark.gpu)

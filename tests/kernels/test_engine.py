@@ -1,31 +1,20 @@
 """The PyTorch engine: the NumPy engine's numbers, its errors, and a state that moves between the two in the middle of a run."""
 import dataclasses
-import importlib.util
 import itertools
-import json
 import math
-import re
-import shutil
-import sys
-import tomllib
 
 import numpy as np
 import pytest
 import torch
-from helpers import RECIPE, SMALL, assert_close, batch, call, ignored, large_params, split
-from tolerances import ACCUMULATION_FLOAT32, DECODE_FLOAT32, INTERCHANGE, MODEL_FLOAT32, ORACLE, TWIN_RUN, TWIN_RUN_BFLOAT16
+from helpers import RECIPE, assert_close, batch, ignored, large_params, split
+from tolerances import ACCUMULATION_FLOAT32, DECODE_FLOAT32, INTERCHANGE, MODEL_FLOAT32, TWIN_RUN, TWIN_RUN_BFLOAT16
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import reference
-from kernels.engine import TorchEngine, resolve
-from kernels.model import Llama
-from minillama import engine as engine_module
-from minillama import machine, nn
+from kernels.engine import TorchEngine
+from minillama import nn
 from minillama.config import ModelConfig, TrainConfig, preset
-from minillama.engine import Diverged, NumpyEngine, make_engine, resolve_engine
+from minillama.engine import Diverged, NumpyEngine
 from minillama.errors import InputError
-from minillama.nn import param_shapes
-from minillama.optim import adamw_step
 from minillama.text.mixture import Mixture, load_shard
 from minillama.text.sources import builtin_sources
 from minillama.train import shares, train_step, train_tokenizer
@@ -40,108 +29,6 @@ def arrays(engine):
     state = engine.state()
     return {f"{kind}.{name}": array.copy() for kind in ("params", "m", "v") for name, array in state[kind].items()}
 
-
-# -------------------------------------------------------------------------------------------------------------- the plain ops
-
-@pytest.mark.parametrize("Tq, Tk", [(7, 7), (3, 7), (1, 7), (1, 1)])
-def test_queries_are_the_last_positions(Tq, Tk, rng):
-    q, k, v = (rng.standard_normal((2, T, 3, 4)) for T in (Tq, Tk, Tk))
-    expected, _ = nn.attention_forward(q, k, v)
-    assert np.abs(reference.attention_forward(*map(torch.tensor, (q, k, v))).numpy() - expected).max() <= ORACLE
-
-
-def test_low_precision_stays_low(tiny):
-    """bfloat16 in, bfloat16 out, with float32 tables: no op promotes."""
-    model = Llama(tiny, dtype=torch.bfloat16)
-    tokens, targets = map(torch.tensor, batch(tiny, 2, 9))
-    assert model(tokens).dtype == torch.bfloat16
-    assert model(tokens, targets).dtype == torch.float32
-    assert model.tables(0, 9)[0].dtype == torch.float32
-
-
-def flat(rng, n=1000):
-    return [rng.standard_normal(n).astype(np.float32) for _ in range(2)] + [np.zeros(n, np.float32) for _ in range(2)]
-
-
-def test_adamw_is_numpys(rng):
-    ours = flat(rng)
-    theirs = [torch.tensor(array) for array in ours]
-    copy, factor = torch.empty(1000, dtype=torch.bfloat16), torch.tensor(0.25)
-    for step in range(1, 6):
-        clipped = ours[1] * np.float32(0.25)
-        adamw_step(ours[0], clipped, *ours[2:], step, 1e-2, 0.9, 0.95, 1e-8, 0.1)
-        reference.adamw_step(*theirs, step, 1e-2, 0.9, 0.95, 1e-8, 0.1, factor, copy)
-    for left, right in zip(ours, theirs):
-        assert np.abs(left - right.numpy()).max() <= MODEL_FLOAT32 * np.abs(left).max()
-    assert torch.equal(copy, theirs[0].bfloat16())
-
-
-def test_a_coefficient_of_0_updates_nothing(rng):
-    param, grad, m, v = (torch.tensor(array) for array in flat(rng))
-    reference.adamw_step(param, grad, m, v, 1, 1e-2)
-    copy = param.bfloat16()
-    kept = [tensor.clone() for tensor in (param, m, v, copy)]
-    grad[3], grad[4] = math.nan, math.inf
-    reference.adamw_step(param, grad, m, v, 2, 1e-2, coefficient=reference.clip_coefficient(grad, 1.0)[1], copy=copy)
-    assert all(map(torch.equal, (param, m, v, copy), kept))
-
-
-@pytest.mark.parametrize("grad, norm, coefficient", [
-    ([3.0, 4.0], 5.0, 0.4), ([0.3, 0.4], 0.5, 1.0), ([0.0, 0.0], 0.0, 1.0),
-    ([math.nan, 1.0], math.nan, 0.0), ([math.inf, 1.0], math.inf, 0.0), ([1e30, 1.0], math.inf, 0.0),
-])
-def test_clip_coefficient(grad, norm, coefficient):
-    result = reference.clip_coefficient(torch.tensor(grad), 2.0)
-    assert [tuple(tensor.shape) for tensor in result] == [(), ()]
-    assert [tensor.dtype for tensor in result] == [torch.float32] * 2
-    assert torch.stack(result).tolist() == pytest.approx([norm, coefficient], rel=1e-6, nan_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------------------------ the model
-
-def test_names(tiny):
-    model = Llama(tiny)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert shapes == param_shapes(tiny)
-    assert model.state_dict().keys() == param_shapes(tiny).keys()
-
-
-def test_fresh_parameters_are_numpys(tiny):
-    params = nn.init_params(tiny)
-    assert all(np.array_equal(parameter.detach().numpy(), params[name]) for name, parameter in Llama(tiny).named_parameters())
-
-
-def test_model_is_numpys(tiny):
-    """Logits, loss and every gradient."""
-    params = large_params(tiny)
-    model = Llama(tiny, params={name: torch.tensor(array) for name, array in params.items()})
-    tokens, targets = batch(tiny, 3, 9)
-    logits, cache = nn.model_forward(tokens, params, tiny)
-    loss, loss_cache = nn.cross_entropy_forward(logits, targets)
-    grads = nn.model_backward(nn.cross_entropy_backward(1.0, loss_cache), cache)
-    result = model(torch.tensor(tokens), torch.tensor(targets))
-    result.backward()
-    assert (result.shape, result.dtype) == ((), torch.float32)
-    assert result.item() == pytest.approx(float(loss), rel=MODEL_FLOAT32)
-    assert_close({"logits": model(torch.tensor(tokens)).detach().numpy()}, {"logits": logits}, MODEL_FLOAT32)
-    assert_close({name: parameter.grad.numpy() for name, parameter in model.named_parameters()}, grads, MODEL_FLOAT32)
-
-
-def test_no_scored_token_is_a_loss_of_0(tiny):
-    model = Llama(tiny)
-    loss = model(*map(torch.tensor, ignored(tiny)))
-    loss.backward()
-    assert loss.item() == 0
-    assert all((parameter.grad == 0).all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("options", [{"kernels": "cuda"}, {"attention": "slow"}])
-def test_unknown_ops(options, tiny):
-    with pytest.raises(InputError, match=f"{next(iter(options))} .*choose one of"):
-        Llama(tiny, **options)
-
-
-# ----------------------------------------------------------------------------------------------------------------- the engine
 
 def test_steps_are_numpys(tiny):
     """Losses, norms, parameters and moments of 6 steps, and what an evaluation sees."""
@@ -416,109 +303,7 @@ def test_a_step_waits_for_a_gpu_once():
     assert len(seen) == 1
 
 
-# ----------------------------------------------------------------------------------------------- what is here, and what is not
-
-BAD_PLACES = {
-    "an unknown device": (dict(device="gpu"), "device 'gpu' does not exist: choose one of cpu, mps, cuda"),
-    "a device of another kind": (dict(device="meta"), "device 'meta' does not exist"),
-    "a second processor": (dict(device="cpu:1"), "device 'cpu:1' does not exist"),
-    "no CUDA": (dict(device="cuda"), "device 'cuda' is not here: PyTorch sees no CUDA GPU"),
-    "no mps": (dict(device="mps"), "device 'mps' is not here: PyTorch sees no Apple GPU"),
-    "an unknown dtype": (dict(dtype="int8"), "dtype 'int8' does not exist: choose one of float32, bfloat16, float16"),
-    "training in float16": (dict(dtype="float16", training=True), "dtype float16 cannot train: .* choose float32 or bfloat16"),
-    "Triton without CUDA": (dict(kernels="triton"), "engine triton needs a CUDA GPU, and PyTorch sees none: --engine torch runs on the "
-                                                    "processor, and TRITON_INTERPRET=1 steps through the kernels there, very slowly"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_PLACES)
-def test_bad_places(case, no_gpu):
-    options, message = BAD_PLACES[case]
-    with pytest.raises(InputError, match=message):
-        resolve(**options)
-
-
-def test_places(no_gpu, monkeypatch):
-    """What an engine takes where nothing was asked for: the first of CUDA, an Apple GPU and the processor that is here."""
-    assert resolve() == (torch.device("cpu"), torch.float32)
-    assert resolve(dtype="float16") == (torch.device("cpu"), torch.float16)
-    assert resolve(dtype=torch.bfloat16) == (torch.device("cpu"), torch.bfloat16)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve() == (torch.device("mps"), torch.float32)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve("triton") == (torch.device("cpu"), torch.float32)
-    with pytest.raises(InputError, match="dtype bfloat16 is not for the interpreter of Triton"):
-        resolve("triton", dtype="bfloat16")
-    monkeypatch.delenv("TRITON_INTERPRET")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve() == resolve("triton") == (torch.device("cuda"), torch.bfloat16)
-    assert resolve(device="cuda:1", dtype="float32") == (torch.device("cuda:1"), torch.float32)
-    with pytest.raises(InputError, match=r"device 'cuda:7' is not here: PyTorch sees 2 CUDA GPU\(s\), and the last is cuda:1"):
-        resolve(device="cuda:7")
-    with pytest.raises(InputError, match="engine triton computes on a CUDA GPU, and the device is cpu"):
-        resolve("triton", device="cpu")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="engine triton needs the package triton, which is not installed here"):
-        resolve("triton")
-
-
-def test_numpy_takes_no_device(tiny):
-    for flag, value in (("device", "cpu"), ("dtype", "float32")):
-        with pytest.raises(InputError, match=f"--{flag} {value} is for the engine torch or triton, and the engine is numpy"):
-            make_engine("numpy", tiny, **{flag: value})
-    with pytest.raises(InputError, match="--attention flash is for the engine triton, and the engine is torch"):
-        make_engine("torch", tiny, attention="flash")
-
-
-def test_without_pytorch(tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "kernels.engine")
-    with pytest.raises(InputError, match="engine torch needs PyTorch, which is not installed here: --engine numpy does without it"):
-        make_engine("torch", tiny)
-    monkeypatch.setattr(engine_module, "has_cuda", lambda: True)
-    assert resolve_engine("auto") == "numpy"
-
-
-def test_auto(no_gpu, monkeypatch):
-    """The fastest there is; a driver alone is none."""
-    monkeypatch.setattr(engine_module, "has_cuda", lambda: False)
-    assert resolve_engine("auto") == "numpy"
-    monkeypatch.setattr(engine_module, "has_cuda", lambda: True)
-    assert resolve_engine("auto") == "numpy"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert resolve_engine("auto") == "triton"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert resolve_engine("auto") == "torch"
-
-
-class Driver:
-    """What ctypes would load; `status` is that of cuInit."""
-
-    def __init__(self, gpus, status=0):
-        self.gpus, self.status = gpus, status
-
-    def cuInit(self, flags):
-        return self.status
-
-    def cuDeviceGetCount(self, pointer):
-        pointer._obj.value = self.gpus
-        return 0
-
-
-@pytest.mark.parametrize("driver, expected", [
-    (Driver(2), True), (Driver(0), False), (Driver(1, status=100), False), (object(), False), (None, False),
-])
-def test_has_cuda(driver, expected, monkeypatch):
-    def load(name):
-        if driver is None:
-            raise OSError(f"{name}: cannot open shared object file")
-        return driver
-
-    monkeypatch.setattr(machine.ctypes, "CDLL", load)
-    assert machine.has_cuda() is expected
-
+# ---------------------------------------------------------------------------------------------------------- what does not fit
 
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -559,84 +344,3 @@ def test_another_runtime_error_is_not_about_memory(tiny, monkeypatch):
     monkeypatch.setattr(engine.model, "forward", lambda *pair: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
-
-
-# ----------------------------------------------------------------------------------------------------------- the command line
-
-TORCH = ["--engine", "torch", "--device", "cpu"]
-SHORT = [*SMALL, "--steps", "8", "--save-every", "4"]
-
-
-@pytest.fixture(scope="module")
-def runs(text, tmp_path_factory):
-    """The same training on both engines."""
-    from minillama.__main__ import main
-
-    folder = tmp_path_factory.mktemp("both")
-    for name, flags in (("numpy", ["--engine", "numpy"]), ("torch", TORCH)):
-        assert main(["train", "--data", text, "--out", str(folder / name), *SHORT, *flags]) == 0
-    return folder
-
-
-def losses(out):
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_train(runs):
-    assert losses(runs / "torch") == pytest.approx(losses(runs / "numpy"), abs=INTERCHANGE)
-    assert (runs / "torch" / "config.toml").read_text() == (runs / "numpy" / "config.toml").read_text()  # the engine is no part of a run
-
-
-@pytest.mark.parametrize("first, second", [("numpy", TORCH), ("torch", ["--engine", "numpy"])])
-def test_resume_on_another_engine(first, second, runs, text, tmp_path, capsys):
-    out = shutil.copytree(runs / first, tmp_path / "run")
-    shutil.rmtree(out / "checkpoints" / "step-000008")
-    status, said, _ = call(capsys, "train", "--resume", "--out", out, *second)
-    assert status == 0
-    assert "continuing after step 4" in said
-    assert losses(out) == pytest.approx(losses(runs / "numpy"), abs=INTERCHANGE)
-
-
-def test_the_run_is_introduced_with_its_engine(text, tmp_path, capsys):
-    for name, flags, about in (("a", ["--engine", "numpy"], "numpy, 2 threads, batches in 2 parts"),
-                               ("b", [*TORCH, "--dtype", "bfloat16"], "torch on cpu (2 threads), bfloat16")):
-        said = call(capsys, "train", "--data", text, "--out", tmp_path / name, *SMALL, *flags, "--steps", "1")[1]
-        assert f"context 256; {about}\n" in said
-
-
-def test_nothing_is_measured_for_other_engines(text, tmp_path, capsys):
-    settings = SMALL[:-2]                                        # without --threads
-    said = call(capsys, "train", "--data", text, "--out", tmp_path / "a", *settings, *TORCH, "--steps", "1")[1]
-    assert "a batch in" not in said
-    config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
-    assert config["split"] == config["threads"]
-
-
-def test_generate_and_eval(runs, capsys, no_gpu):
-    texts = {call(capsys, "generate", runs / "numpy", "-p", "Ann", "-n", 20, "--temperature", 0, "--engine", engine)[1]
-             for engine in ("numpy", "torch")}
-    assert len(texts) == 1
-    scores = [json.loads(call(capsys, "eval", runs / "numpy", "--json", "--engine", engine)[1])["loss"] for engine in ("numpy", "torch")]
-    assert scores[1] == pytest.approx(scores[0], rel=INTERCHANGE)
-
-
-BAD_FLAGS = {
-    "an unknown engine": (["--engine", "jax"], r"argument --engine: invalid choice: 'jax'"),
-    "an unknown device": (["--engine", "torch", "--device", "gpu"], r"device 'gpu' does not exist"),
-    "no CUDA": (["--engine", "torch", "--device", "cuda"], r"device 'cuda' is not here: PyTorch sees no CUDA GPU"),
-    "no mps": (["--engine", "torch", "--device", "mps"], r"device 'mps' is not here"),
-    "float16": (["--engine", "torch", "--dtype", "float16"], r"argument --dtype: invalid choice: 'float16'"),
-    "triton": (["--engine", "triton"], r"engine triton needs a CUDA GPU, and PyTorch sees none: .*"),
-    "a device for numpy": (["--engine", "numpy", "--device", "cpu"], r"--device cpu is for the engine torch or triton, .* is numpy"),
-    "a dtype for numpy": (["--engine", "numpy", "--dtype", "bfloat16"], r"--dtype bfloat16 is for the engine torch or triton"),
-    "attention for torch": (["--engine", "torch", "--attention", "cudnn"], r"--attention cudnn is for the engine triton, .* is torch"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FLAGS)
-def test_bad_flags(case, text, tmp_path, capsys, no_gpu):
-    arguments, message = BAD_FLAGS[case]
-    status, _, err = call(capsys, "train", "--data", text, "--out", tmp_path / "run", *SMALL, *arguments)
-    assert status == 2
-    assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
-    assert not any(tmp_path.iterdir())
