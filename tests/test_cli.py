@@ -6,23 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from test_train import SMALL, auto_is_numpy, finished, text  # noqa: F401 — the fixtures: a text and a run trained on it
+from helpers import SMALL, call
 
-from minillama.__main__ import main
-
-
-def call(capsys, *arguments):
-    """(exit status, stdout, stderr) of one command."""
-    capsys.readouterr()
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
+pytestmark = pytest.mark.usefixtures("auto_is_numpy")
 
 
 @pytest.mark.parametrize("command", ["", "train", "generate", "eval", "info", "gradcheck", "compare", "export", "import",
-                                     "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"])  # fmt: skip
+                                     "tokenizer", "tokenizer train", "tokenizer encode", "tokenizer decode"])
 def test_help(command, capsys):
     status, out, _ = call(capsys, *command.split(), "--help")
     assert status == 0
@@ -32,7 +22,7 @@ def test_help(command, capsys):
             assert word in out
 
 
-def test_generate(finished, capsys):  # noqa: F811
+def test_generate(finished, capsys):
     status, out, _ = call(capsys, "generate", finished, "--prompt", "Ann has", "-n", 20, "--seed", 3)
     assert status == 0
     assert out.startswith("Ann has")
@@ -40,13 +30,13 @@ def test_generate(finished, capsys):  # noqa: F811
     assert call(capsys, "generate", finished, "--prompt", "Ann has", "-n", 20, "--seed", 4)[1] != out
 
 
-def test_greedy_generation_ignores_the_seed(finished, capsys):  # noqa: F811
+def test_greedy_generation_ignores_the_seed(finished, capsys):
     texts = {call(capsys, "generate", finished, "-p", "Ann", "-n", 20, "--temperature", 0, "--seed", seed)[1] for seed in range(3)}
     assert len(texts) == 1
     assert call(capsys, "generate", finished, "-p", "Ann", "-n", 20, "--top-k", 1)[1] in texts
 
 
-def test_eval(finished, text, capsys):  # noqa: F811
+def test_eval(finished, text, capsys):
     status, out, _ = call(capsys, "eval", finished, "--json")
     assert status == 0
     result = json.loads(out)
@@ -62,7 +52,7 @@ def test_eval(finished, text, capsys):  # noqa: F811
     assert f"{result['loss']:.4f}" in table
 
 
-def test_eval_of_other_text(finished, text, tmp_path, capsys):  # noqa: F811
+def test_eval_of_other_text(finished, text, tmp_path, capsys):
     (tmp_path / "b.txt").write_text("Tom has a red kite . " * 20)
     (tmp_path / "c.jsonl").write_text('{"text": "Ann has"}\n{"text": "Tom"}\n')
     status, out, err = call(capsys, "eval", finished, "--data", tmp_path / "b.txt", "--data", f"{tmp_path}/c.jsonl=3", "--json")
@@ -74,7 +64,7 @@ def test_eval_of_other_text(finished, text, tmp_path, capsys):  # noqa: F811
     assert "was trained on a part of this text" in call(capsys, "eval", finished, "--data", text)[2]
 
 
-def test_eval_needs_no_padding_luck(finished, tmp_path, capsys):  # noqa: F811
+def test_eval_needs_no_padding_luck(finished, tmp_path, capsys):
     """The loss of documents of different lengths together is the token-weighted mean of each alone: padding scores nothing."""
     lines = ["Ann has a red kite and Tom", "so", "by the river , they play 12 12 12 and Tom has a blue drum ."]
     losses, tokens = [], []
@@ -102,7 +92,7 @@ def test_info_of_presets(name, capsys):
         assert 0.45 < figures["mfu_paper"] < 0.52
 
 
-def test_info_of_a_run(finished, capsys):  # noqa: F811
+def test_info_of_a_run(finished, capsys):
     status, out, _ = call(capsys, "info", finished, "--json")
     assert status == 0
     assert json.loads(out)["vocab_size"] == 290
@@ -125,7 +115,7 @@ def test_gradcheck_fails_loudly(capsys, monkeypatch):
     assert re.search(r"swiglu .*dgate.*WRONG", out)
 
 
-def test_tokenizer(tmp_path, text, capsys):  # noqa: F811
+def test_tokenizer(tmp_path, text, capsys):
     model = tmp_path / "t.model"
     assert call(capsys, "tokenizer", "train", text, "--vocab-size", 290, "--out", model)[0] == 0
     status, out, _ = call(capsys, "tokenizer", "encode", model, "Ann has 12 🙂")
@@ -138,7 +128,7 @@ def test_tokenizer(tmp_path, text, capsys):  # noqa: F811
     assert len(call(capsys, "tokenizer", "encode", chars, "Ann")[1].split()) == 4
 
 
-def test_tokenizer_reads_standard_input(finished):  # noqa: F811
+def test_tokenizer_reads_standard_input(finished):
     command = [sys.executable, "-m", "minillama", "tokenizer"]
     ids = subprocess.run([*command, "encode", finished], input="Ann has\n", capture_output=True, text=True, check=True).stdout
     assert subprocess.run([*command, "decode", finished], input=ids, capture_output=True, text=True, check=True).stdout == "Ann has\n\n"
@@ -181,7 +171,7 @@ BAD_TRAINING = {
 
 
 @pytest.fixture
-def folder(tmp_path, text, monkeypatch):  # noqa: F811
+def folder(tmp_path, text, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(text, tmp_path / "a.txt")
     (tmp_path / "empty.txt").touch()
@@ -215,7 +205,7 @@ def test_the_largest_vocabulary_named_works(folder, capsys):
     assert call(capsys, "train", "--out", "run", "--data", "a.txt", *small, "--vocab-size", largest)[0] == 0
 
 
-def test_folders_in_the_way(folder, finished, capsys):  # noqa: F811
+def test_folders_in_the_way(folder, finished, capsys):
     before = sorted(finished.rglob("*"))
     status, _, err = call(capsys, "train", "--out", finished, "--data", "a.txt")
     assert status == 2
@@ -225,7 +215,7 @@ def test_folders_in_the_way(folder, finished, capsys):  # noqa: F811
     assert "is not a run" in call(capsys, "train", "--out", "a.txt", "--data", "a.txt")[2]
 
 
-def test_resume_refuses_other_settings(finished, capsys):  # noqa: F811
+def test_resume_refuses_other_settings(finished, capsys):
     status, _, err = call(capsys, "train", "--resume", "--out", finished, "--lr", "0.1")
     assert status == 2
     assert "--lr cannot be changed" in err
@@ -261,7 +251,7 @@ BAD_USE = {
 
 
 @pytest.mark.parametrize("case", BAD_USE)
-def test_bad_use(case, folder, finished, capsys):  # noqa: F811
+def test_bad_use(case, folder, finished, capsys):
     arguments, message = BAD_USE[case]
     status, out, err = call(capsys, *[finished if word == "RUN" else word for word in arguments])
     assert status == 2
@@ -269,7 +259,7 @@ def test_bad_use(case, folder, finished, capsys):  # noqa: F811
     assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
 
 
-def test_a_broken_checkpoint_is_named(finished, tmp_path, capsys):  # noqa: F811
+def test_a_broken_checkpoint_is_named(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-000012" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])

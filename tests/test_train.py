@@ -6,44 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import SMALL, metrics, run
 from safetensors.numpy import load_file
 
 from minillama.__main__ import main
-from minillama.train import Metrics
 
-SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--batch-size", "3", "--accumulate", "2", "--steps", "12",
-         "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5", "--embedding-std", "0.02",
-         "--vocab-size", "290", "--threads", "2"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def auto_is_numpy(monkeypatch):
-    """These tests are of bits, and of the NumPy engine, on a machine with a GPU too."""
-    monkeypatch.setattr("minillama.engine.has_cuda", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    sentence = "Ann has a red kite and Tom has 12 blue drums , so they play by the river ."
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text(" ".join(rng.choice(sentence.split()) for _ in range(6000)))
-    return str(path)
-
-
-def run(out, *arguments, text=None):
-    return main(["train", "--engine", "numpy", "--out", str(out), *(["--data", text] if text else []), *arguments])
-
-
-def metrics(out):
-    """Lines of metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+pytestmark = pytest.mark.usefixtures("auto_is_numpy")
 
 
 def weights(out, step=12):
@@ -56,13 +27,6 @@ def same_run(left, right):
     a, b = weights(left), weights(right)
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture(scope="module")
-def finished(text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert run(out, *SMALL, text=text) == 0
-    return out
 
 
 def test_a_run_leaves_everything(finished):
@@ -145,40 +109,6 @@ def test_resume_of_a_finished_run_changes_nothing(finished, text, tmp_path):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
     assert run(finished, "--resume") == 0
     assert before == {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
-
-
-class FakeWriter:
-    """What tensorboard.summary.Writer is to `Metrics`."""
-
-    def __init__(self, folder):
-        Path(folder).mkdir()
-        self.open, FakeWriter.written = True, []
-
-    def add_scalar(self, tag, value, step):
-        assert self.open
-        self.written.append((tag, value, step))
-
-    def close(self):
-        self.open = False
-
-
-def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
-    """Where it is installed; a resumed run begins it anew with what it keeps."""
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", types.SimpleNamespace(Writer=FakeWriter))
-    path = tmp_path / "metrics.jsonl"
-    for after, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        with Metrics(path, after) as metrics:
-            for step in steps:
-                metrics.append({"step": step, "loss": 1 / step, "floor": None})
-    assert FakeWriter.written == [("loss", 1 / step, step) for step in (1, 2, 3, 4)]
-    assert (tmp_path / "tensorboard").is_dir()
-
-
-def test_without_tensorboard_there_is_no_folder_of_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)  # import finds nothing
-    with Metrics(tmp_path / "metrics.jsonl", 0) as metrics:
-        metrics.append({"step": 1, "loss": 1.0})
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_torn_metrics_line_and_later_steps_are_dropped(finished, text, tmp_path, monkeypatch):
