@@ -32,7 +32,7 @@ def atomic(path, parents=False):
         OSError: whatever the block met, said of `path`
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.minillama.tmp")
+    temporary = temporary_path(path, os.getpid())
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,11 @@ def atomic(path, parents=False):
         raise _said_of(path, temporary, error) from None
     finally:
         _remove(temporary)
+
+
+def temporary_path(path, process):
+    """What a process writes to in place of `path`."""
+    return path.with_name(f".{path.name}.{_HOST}-{process}.minillama.tmp")
 
 
 def write_text(path, text):
@@ -83,8 +88,9 @@ def _said_of(path, temporary, error):
     """The error with the path that the caller knows. NumPy's and PyTorch's writers report a full disk without a number."""
     if error.errno is None:
         return OSError(errno.EIO, f"cannot be written ({error}): is the disk full?", str(path))
-    number = errno.EEXIST if error.errno == errno.ENOTEMPTY else error.errno  # another process made the folder in between
-    return OSError(number, os.strerror(number), str(error.filename or path).replace(str(temporary), str(path)))
+    if error.errno == errno.ENOTEMPTY:                           # another process made the folder in between
+        return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    return OSError(error.errno, error.strerror, str(error.filename or path).replace(str(temporary), str(path)))
 
 
 def _sync(path):

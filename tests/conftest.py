@@ -58,7 +58,7 @@ def tiny():
 @pytest.fixture
 def auto_is_numpy(monkeypatch):
     """For tests of bits, and of the NumPy engine, on a machine with a GPU too."""
-    monkeypatch.setattr("minillama.engine.has_cuda", lambda: False)
+    monkeypatch.setattr("minillama.engine.factory.has_cuda", lambda: False)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What several files of tests need: one small training and its figures, a command called in this process, batches, parameters."""
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ from minillama.nn import IGNORE, param_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--batch-size", "3", "--accumulate", "2", "--steps", "12",
-         "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5", "--embedding-std", "0.02",
+SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--batch-size", "3", "--grad-accum-steps", "2",
+         "--steps", "12", "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5", "--embedding-std", "0.02",
          "--vocab-size", "290", "--threads", "2"]
 RECIPE = TrainConfig(lr=1e-2, seed=3)
 
@@ -34,6 +36,13 @@ def metrics(out):
     """Lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+
+
+def dead_process():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def batch(config, rows, T, seed=0, ignored=0.3):

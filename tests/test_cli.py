@@ -68,7 +68,7 @@ def test_eval_needs_no_padding_luck(finished, tmp_path, capsys):
     """The loss of documents of different lengths together is the token-weighted mean of each alone: padding scores nothing."""
     lines = ["Ann has a red kite and Tom", "so", "by the river , they play 12 12 12 and Tom has a blue drum ."]
     losses, tokens = [], []
-    from minillama.run import load_tokenizer
+    from minillama.run.folder import load_tokenizer
 
     for i, line in enumerate(lines):
         (tmp_path / f"{i}.jsonl").write_text(json.dumps({"text": line}) + "\n")
@@ -139,32 +139,33 @@ def test_tokenizer_reads_standard_input(finished):
 
 BAD_TRAINING = {
     "a missing file": (["--data", "none.txt"], r"cannot read none\.txt: No such file"),
-    "a folder": (["--data", "."], r"cannot read \.: Is a directory"),
+    "a folder": (["--data", "."], r"cannot read \.: it is a folder, not a file"),
     "an empty file": (["--data", "empty.txt"], r"empty\.txt is empty \(0 bytes\)"),
-    "a short file": (["--data", "short.txt", "--vocab-size", "chars"], r"short is too short: \d+ training tokens, .* seq_len 16 needs 17"),
+    "a short file": (["--data", "short.txt", "--vocab-size", "chars"], r"short\.txt has 4 bytes, of which val_fraction 0\.1 holds out 0: at least 1 must"),
+    "less than a row": (["--data", "row.txt", "--vocab-size", "chars"], r"row must have 17 training tokens at least .*, got 16"),
     "not UTF-8": (["--data", "latin.txt"], r"latin\.txt is not UTF-8: byte 0xe9 at offset 3"),
-    "not JSON": (["--data", "bad.jsonl"], r"bad\.jsonl line 2 is not a JSON object"),
+    "not JSON": (["--data", "bad.jsonl"], r"bad\.jsonl line 2 must be a JSON object .*, got b'bad"),
     "a vocabulary too large": (["--vocab-size", "60000"], r"60000 .* at most \d+"),
     "a vocabulary too small": (["--vocab-size", "100"], r"100 .* at least \d+"),
     "a vocabulary of no number": (["--vocab-size", "many"], r"'many' is neither a whole number nor 'chars'"),
-    "a vocabulary beyond uint16": (["--vocab-size", "70000"], r"vocab_size is 70000, and must be at most 65536"),
-    "weight 0": (["--data", "a.txt=0"], r"weight .* is 0, and must be greater than 0"),
-    "weight -1": (["--data", "a.txt=-1"], r"weight .* is -1, and must be greater than 0"),
-    "dim and heads": (["--n-heads", "3"], r"dim 16 is not divisible by n_heads 3"),
-    "odd head_dim": (["--dim", "18", "--n-heads", "6"], r"head_dim 3 .* is odd"),
-    "no layers": (["--n-layers", "0"], r"n_layers is 0, and must be at least 1"),
-    "no steps": (["--steps", "0"], r"steps is 0, and must be at least 1"),
+    "a vocabulary beyond uint16": (["--vocab-size", "70000"], r"vocab_size must be at most 65536, got 70000"),
+    "weight 0": (["--data", "a.txt=0"], r"weight .* must be greater than 0 and finite, got 0"),
+    "weight -1": (["--data", "a.txt=-1"], r"weight .* must be greater than 0 and finite, got -1"),
+    "dim and heads": (["--n-heads", "3"], r"dim must be divisible by n_heads, got 16 and 3"),
+    "odd head_dim": (["--dim", "18", "--n-heads", "6"], r"head_dim must be even .*, got dim 18 / n_heads 6 = 3"),
+    "no layers": (["--n-layers", "0"], r"n_layers must be at least 1, got 0"),
+    "no steps": (["--steps", "0"], r"steps must be at least 1, got 0"),
     "half a step": (["--steps", "1.5"], r"argument --steps: invalid int value: '1\.5'"),
-    "lr 0": (["--lr", "0"], r"lr is 0\.0, and must be greater than 0"),
-    "lr nan": (["--lr", "nan"], r"lr is nan, and must be finite"),
-    "beta2 1": (["--beta2", "1"], r"beta2 is 1\.0, and must be at most"),
-    "val_fraction": (["--val-fraction", "0.9"], r"val_fraction is 0\.9, and must be at most 0\.5"),
-    "seq_len": (["--seq-len", "5000"], r"seq_len 5000 is longer than the context of the model: max_seq_len is 256"),
-    "threads": (["--threads", "0"], r"threads is 0, and must be a whole number from 1"),
+    "lr 0": (["--lr", "0"], r"lr must be greater than 0, got 0\.0"),
+    "lr nan": (["--lr", "nan"], r"lr must be finite, got nan"),
+    "beta2 1": (["--beta2", "1"], r"beta2 must be at most 0\.9999999, got 1\.0"),
+    "val_fraction": (["--val-fraction", "0.9"], r"val_fraction must be at most 0\.5, got 0\.9"),
+    "seq_len": (["--seq-len", "5000"], r"seq_len must be at most the model's context, max_seq_len 256, got 5000"),
+    "threads": (["--threads", "0"], r"threads must be at least 1, got 0"),
     "an unknown preset": (["--preset", "pico"], r"argument --preset: invalid choice: 'pico'"),
     "an unknown flag": (["--dropout", "0.1"], r"unrecognized arguments: --dropout 0\.1"),
     "an unknown key": (["--config", "key.toml"], r"key\.toml \[train\] has a key 'learning_rate' that does not exist: known are .*lr"),
-    "a wrong type": (["--config", "type.toml"], r"steps is '100', and must be a whole number"),
+    "a wrong type": (["--config", "type.toml"], r"steps must be a whole number, got '100'"),
     "not TOML": (["--config", "a.txt"], r"a\.txt is not TOML"),
     "a missing config": (["--config", "none.toml"], r"cannot read none\.toml"),
 }
@@ -176,6 +177,7 @@ def folder(tmp_path, text, monkeypatch):
     shutil.copy(text, tmp_path / "a.txt")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("ab c")
+    (tmp_path / "row.txt").write_text("ab c" * 4)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 1000)
     (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nbad\n')
     (tmp_path / "key.toml").write_text("[train]\nlearning_rate = 0.1\n")
@@ -216,15 +218,28 @@ def test_folders_in_the_way(folder, finished, capsys):
 
 
 def test_resume_refuses_other_settings(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     status, _, err = call(capsys, "train", "--resume", "--out", finished, "--lr", "0.1")
     assert status == 2
-    assert "--lr cannot be changed" in err
+    assert err == f"error: --lr must be 0.003, as {finished} was started with it, to --resume, got 0.1\n"
+    for flag, value in (("--dim", "32"), ("--threads", "1"), ("--vocab-size", "chars"), ("--data", "none.txt"), ("--preset", "micro")):
+        status, _, err = call(capsys, "train", "--resume", "--out", finished, flag, value)
+        assert status == 2
+        assert err.startswith(f"error: {flag} must be ") and err.endswith(f"got {value}\n")
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_resume_with_the_line_the_run_was_started_with(finished, text, capsys):
+    """What people type: the same line again."""
+    status, out, _ = call(capsys, "train", "--engine", "numpy", "--resume", "--out", finished, "--data", text, "--preset", "nano", *SMALL)
+    assert status == 0
+    assert "continuing after step 12" in out
 
 
 def test_a_read_only_folder(folder, capsys, monkeypatch):
-    from minillama import train
+    from minillama.run import open
 
-    monkeypatch.setattr(train.os, "access", lambda *a: False)    # as root every folder is writable
+    monkeypatch.setattr(open.os, "access", lambda *a: False)    # as root every folder is writable
     status, _, err = call(capsys, "train", "--out", "sub/run", "--data", "a.txt")
     assert status == 2
     assert err == "error: sub: Permission denied\n"
@@ -233,12 +248,12 @@ def test_a_read_only_folder(folder, capsys, monkeypatch):
 BAD_USE = {
     "no run": (["generate", "nowhere"], r"nowhere does not exist"),
     "a long prompt": (["generate", "RUN", "--prompt", "Ann has a kite " * 200], r"the prompt has \d+ tokens, and the context .* holds 256"),
-    "temperature": (["generate", "RUN", "--temperature", "-1"], r"temperature is -1\.0, and must be at least 0"),
-    "temperature nan": (["generate", "RUN", "--temperature", "nan"], r"temperature is nan"),
-    "top-k": (["generate", "RUN", "--top-k", "-1"], r"top-k is -1, and must be at least 0"),
-    "top-p": (["generate", "RUN", "--top-p", "0"], r"top-p is 0\.0, and must be greater than 0 and at most 1"),
-    "n": (["generate", "RUN", "-n", "0"], r"-n is 0, and must be at least 1"),
-    "seed": (["generate", "RUN", "--seed", "-1"], r"--seed is -1, and must be at least 0"),
+    "temperature": (["generate", "RUN", "--temperature", "-1"], r"temperature must be at least 0, got -1\.0"),
+    "temperature nan": (["generate", "RUN", "--temperature", "nan"], r"temperature must be finite, got nan"),
+    "top-k": (["generate", "RUN", "--top-k", "-1"], r"top-k must be at least 0, got -1"),
+    "top-p": (["generate", "RUN", "--top-p", "0"], r"top-p must be greater than 0, got 0\.0"),
+    "n": (["generate", "RUN", "-n", "0"], r"-n must be at least 1, got 0"),
+    "seed": (["generate", "RUN", "--seed", "-1"], r"seed must be at least 0, got -1"),
     "eval of nothing": (["eval", "RUN", "--data", "none.txt"], r"cannot read none\.txt"),
     "info of nothing": (["info", "8B"], r"8B is neither a run, nor a model, nor a preset"),
     "no model": (["tokenizer", "encode", "none.model", "a"], r"none\.model"),
@@ -276,7 +291,7 @@ def test_errors_have_no_traceback():
 
 
 def test_ctrl_c_while_nothing_is_trained_yet(capsys, monkeypatch):
-    from minillama import run
+    from minillama.run import folder
 
-    monkeypatch.setattr(run, "load", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(folder, "load", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
     assert call(capsys, "generate", "somewhere") == (130, "", "interrupted\n")

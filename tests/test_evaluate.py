@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from minillama.engine import NumpyEngine
-from minillama.evaluate import Score, evaluate, mean_loss, mix_floor, summary, table
-from minillama.text.mixture import Part, Shard
+from minillama.engine.numpy_engine import NumpyEngine
+from minillama.evaluate import Score, evaluate, format_scores, mean_loss, mix_floor, summary
+from minillama.text.mixture import Shard, Stream
 
 BOS, EOS = 1, 2
 DOCUMENTS = [[BOS, 5, 6, 7, 8, 3, 9, 10, EOS], [BOS, 4, EOS], [BOS, 7, 7, 7, 5, 6, 8, EOS], [BOS, *range(3, 11), *range(3, 11), EOS]]
@@ -56,7 +56,7 @@ def test_a_limit_scores_rows_spread_over_the_whole_stream(engine):
 
 
 def shard(name, share, loss_floor, tokens, size):
-    return Shard(name, share, None, Part(STREAM, tokens, size, 4, loss_floor))
+    return Shard(name, share, None, Stream(STREAM, tokens, size, 4, loss_floor))
 
 
 def test_summary_weights_by_share():
@@ -68,7 +68,7 @@ def test_summary_weights_by_share():
     assert result["perplexity"] == pytest.approx(math.exp(3.5))
     assert result["bits_per_byte"] == pytest.approx(3.5 / math.log(2) / (0.25 * 3 + 0.75 * 1))
     assert result["sources"]["a"] == {"loss": 2.0, "bits_per_byte": 0.9, "floor": 1.0, "share": 0.25, "epochs": 1.5}
-    lines = table(result).splitlines()
+    lines = format_scores(result).splitlines()
     assert len(lines) == 4
     assert "+100.0%" in lines[1]
 

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from minillama.config import ModelConfig
-from minillama.engine import NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
-from minillama.generate import generate, next_token
+from minillama.generate import Sampling, generate, next_token
 
 PROBS = np.array([0.1, 0.4, 0.2, 0.3])
 LOGITS = np.log(PROBS).astype(np.float32) + 5
@@ -13,7 +13,7 @@ LOGITS = np.log(PROBS).astype(np.float32) + 5
 
 def frequencies(**settings):
     rng = np.random.default_rng(0)
-    draws = [next_token(LOGITS, rng, **settings) for _ in range(4000)]
+    draws = [next_token(LOGITS, rng, Sampling(**settings)) for _ in range(4000)]
     return np.bincount(draws, minlength=4) / len(draws)
 
 
@@ -28,7 +28,7 @@ def test_temperature_divides_the_logits():
 
 def test_temperature_zero_is_greedy():
     assert frequencies(temperature=0).tolist() == [0, 1, 0, 0]
-    assert next_token(np.array([1.0, 3.0, 3.0]), np.random.default_rng(0), 0) == 1
+    assert next_token(np.array([1.0, 3.0, 3.0]), np.random.default_rng(0), Sampling(temperature=0)) == 1
 
 
 def test_top_k_keeps_the_likeliest():
@@ -55,7 +55,7 @@ def engine():
 def test_greedy_equals_the_full_forward(engine):
     """The cached decoder writes what argmax over the whole sequence, computed anew at every step, would write."""
     tokens = [1, 5, 9]
-    written = list(generate(engine, tokens, 6, eos_id=-1, temperature=0))
+    written = list(generate(engine, tokens, 6, eos_id=-1, sampling=Sampling(temperature=0)))
     for token in written:
         assert token == int(engine.logits(np.array([tokens]))[0, -1].argmax())
         tokens = [*tokens, token]
@@ -63,7 +63,7 @@ def test_greedy_equals_the_full_forward(engine):
 
 
 def test_seed(engine):
-    write = lambda seed: list(generate(engine, [1], 9, eos_id=-1, seed=seed))  # noqa: E731
+    write = lambda seed: list(generate(engine, [1], 9, eos_id=-1, sampling=Sampling(seed=seed)))  # noqa: E731
     assert write(3) == write(3)
     assert write(3) != write(4)
 
@@ -76,7 +76,7 @@ def test_it_stops_at_the_end_of_the_context(engine, prompt, n, expected):
 
 def test_it_stops_at_the_end_of_the_document(engine):
     eos = int(engine.logits(np.array([[1, 5]]))[0, -1].argmax())
-    assert list(generate(engine, [1, 5], 9, eos_id=eos, temperature=0)) == []
+    assert list(generate(engine, [1, 5], 9, eos_id=eos, sampling=Sampling(temperature=0))) == []
 
 
 def test_a_prompt_longer_than_the_context(engine):

@@ -52,7 +52,7 @@ def test_metrics(finished):
 
 def test_accumulating_is_the_same_training(finished, text, tmp_path):
     """6 rows in one batch or in micro-batches of 3 + 3: the same rows, the same curve to rounding."""
-    assert run(tmp_path / "a", *SMALL, "--batch-size", "6", "--accumulate", "1", text=text) == 0
+    assert run(tmp_path / "a", *SMALL, "--batch-size", "6", "--grad-accum-steps", "1", text=text) == 0
     for ours, theirs in zip(metrics(finished), metrics(tmp_path / "a")):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
@@ -70,11 +70,11 @@ def test_the_split_is_measured_where_no_threads_were_asked_for_and_kept(text, tm
 
     settings = SMALL[:-2]
     assert run(tmp_path / "a", *settings, text=text) == 0
-    assert "a batch in" in capsys.readouterr().out
+    assert "a step (--threads" in capsys.readouterr().out
     config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
-    assert config["split"] in (1, config["threads"])
+    assert config["batch_splits"] in (1, config["threads"])
     assert main(["train", "--engine", "numpy", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
-    assert "a batch in" not in capsys.readouterr().out
+    assert "a step (--threads" not in capsys.readouterr().out
     same_run(tmp_path / "a", tmp_path / "b")
 
 
@@ -85,7 +85,7 @@ def test_config_toml_repeats_the_run(finished, tmp_path):
 
 @pytest.mark.parametrize("stop_at", [3, 5, 11])
 def test_ctrl_c_and_resume_end_in_the_same_bits(stop_at, finished, text, tmp_path, monkeypatch, capsys):
-    from minillama.engine import NumpyEngine
+    from minillama.engine.numpy_engine import NumpyEngine
 
     original = NumpyEngine.train_step
 
@@ -113,7 +113,7 @@ def test_resume_of_a_finished_run_changes_nothing(finished, text, tmp_path):
 
 def test_torn_metrics_line_and_later_steps_are_dropped(finished, text, tmp_path, monkeypatch):
     """A crash between two checkpoints: the lines no checkpoint vouches for are written again, not twice."""
-    from minillama import checkpoint
+    from minillama.run import checkpoint
 
     out, original = tmp_path / "a", checkpoint.save
 
@@ -163,14 +163,14 @@ def test_kill_9_at_any_moment(attempt, finished, text, tmp_path):
 
 
 def test_resume_where_no_checkpoint_exists_yet(finished, text, tmp_path, capsys, monkeypatch):
-    from minillama.engine import NumpyEngine
+    from minillama.engine.numpy_engine import NumpyEngine
 
     out = tmp_path / "a"
     with monkeypatch.context() as patch:
         patch.setattr(NumpyEngine, "train_step", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(out, *SMALL, text=text) == 130
     assert run(out, "--resume") == 0
-    assert "no whole checkpoint yet, starting from the beginning" in capsys.readouterr().out
+    assert "no complete checkpoint yet, starting from the beginning" in capsys.readouterr().out
     same_run(finished, out)
 
 
@@ -181,7 +181,7 @@ def test_resume_of_nothing_starts_and_says_so(finished, text, tmp_path, capsys):
 
 
 def test_divergence_keeps_the_last_good_checkpoint(text, tmp_path, capsys, monkeypatch):
-    from minillama.engine import NumpyEngine
+    from minillama.engine.numpy_engine import NumpyEngine
 
     original = NumpyEngine.train_step
 
@@ -226,10 +226,10 @@ def test_training_does_not_import_torch(text, tmp_path):
     """Where there is no GPU, which the driver is asked for."""
     script = """import sys
 from minillama.__main__ import main
-from minillama import engine
-engine.has_cuda = lambda: False
+from minillama.engine import factory
+factory.has_cuda = lambda: False
 main(sys.argv[1:])
-assert not {"torch", "kernels"} & set(sys.modules)
+assert not {"torch", "kernels", "minillama.kernels"} & set(sys.modules)
 print("clean")"""
     command = [sys.executable, "-c", script, "train", "--data", text, "--out", str(tmp_path / "a"), *SMALL]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("clean\n")

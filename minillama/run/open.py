@@ -109,7 +109,10 @@ def open_run(request):
     """
     out, config = request.out, request.config
     cache = out.parent / ".cache"
+    checkpoints = checkpoint.finished(out / "checkpoints")
     if request.resumed:
+        if not checkpoints:
+            print(f"{out}: no complete checkpoint yet, starting from the beginning")
         tokenizer = load_tokenizer(out)
         mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), cache)
     else:
@@ -125,7 +128,7 @@ def open_run(request):
             splits = _measured_splits(config, mixture) if request.engine.name == "numpy" else config.threads
             config = dataclasses.replace(config, batch_splits=splits)
         create(out, config, tokenizer, request.first)
-    checkpoints = checkpoint.finished(out / "checkpoints")
+        checkpoints = checkpoint.finished(out / "checkpoints")
     state = checkpoint.load(checkpoints[-1], config.model) if checkpoints else None
     return Run(out, config, tokenizer, mixture, state)
 

@@ -104,8 +104,7 @@ class TextSource(FileSource):
     def documents(self, val_fraction):
         cut = self._character_boundary(round(self.size * (1 - val_fraction)))
         if not 0 < cut < self.size:
-            held_out = self.size - cut
-            raise InputError(f"val_fraction {val_fraction:g} holds out {held_out} of the {self.size} bytes of {self.path}: "
+            raise InputError(f"{self.path} has {self.size} bytes, of which val_fraction {val_fraction:g} holds out {self.size - cut}: "
                              "at least 1 must be held out, and 1 left")
         yield "train", self._chunks(0, cut), None
         yield "val", self._chunks(cut, self.size), None

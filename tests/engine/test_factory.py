@@ -5,45 +5,46 @@ import sys
 import pytest
 import torch
 
-from minillama import engine as engine_module
 from minillama import machine
-from minillama.engine import make_engine, resolve_engine
+from minillama.config import EngineConfig
+from minillama.engine import factory
+from minillama.engine.factory import make_engine, resolve_engine
 from minillama.errors import InputError
 
 
 def test_unknown_engine(tiny):
-    with pytest.raises(InputError, match="engine 'cuda' does not exist: choose one of auto, numpy"):
-        make_engine("cuda", tiny)
+    with pytest.raises(InputError, match="engine must be one of auto, numpy, torch, triton, got 'cuda'"):
+        make_engine(EngineConfig("cuda"), tiny)
 
 
 def test_auto(no_gpu, monkeypatch):
     """The fastest there is; a driver alone is none."""
-    monkeypatch.setattr(engine_module, "has_cuda", lambda: False)
-    assert resolve_engine("auto") == "numpy"
-    monkeypatch.setattr(engine_module, "has_cuda", lambda: True)
-    assert resolve_engine("auto") == "numpy"
+    monkeypatch.setattr(factory, "has_cuda", lambda: False)
+    assert resolve_engine(EngineConfig()).name == "numpy"
+    monkeypatch.setattr(factory, "has_cuda", lambda: True)
+    assert resolve_engine(EngineConfig()).name == "numpy"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert resolve_engine("auto") == "triton"
+    assert resolve_engine(EngineConfig()).name == "triton"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert resolve_engine("auto") == "torch"
+    assert resolve_engine(EngineConfig()).name == "torch"
 
 
 def test_without_pytorch(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "kernels.engine", raising=False)
     with pytest.raises(InputError, match="engine torch needs PyTorch, which is not installed here: --engine numpy does without it"):
-        make_engine("torch", tiny)
-    monkeypatch.setattr(engine_module, "has_cuda", lambda: True)
-    assert resolve_engine("auto") == "numpy"
+        make_engine(EngineConfig("torch"), tiny)
+    monkeypatch.setattr(factory, "has_cuda", lambda: True)
+    assert resolve_engine(EngineConfig()).name == "numpy"
 
 
 def test_numpy_takes_no_device(tiny):
     for flag, value in (("device", "cpu"), ("dtype", "float32")):
         with pytest.raises(InputError, match=f"--{flag} {value} is for the engine torch or triton, and the engine is numpy"):
-            make_engine("numpy", tiny, **{flag: value})
+            make_engine(EngineConfig("numpy", **{flag: value}), tiny)
     with pytest.raises(InputError, match="--attention flash is for the engine triton, and the engine is torch"):
-        make_engine("torch", tiny, attention="flash")
+        make_engine(EngineConfig("torch", attention="flash"), tiny)
 
 
 class Driver:

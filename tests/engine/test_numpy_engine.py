@@ -9,7 +9,8 @@ from tolerances import ACCUMULATION_FLOAT32
 
 from kernels import reference
 from minillama.config import ModelConfig, preset
-from minillama.engine import Arena, Diverged, NumpyEngine, faster_split
+from minillama.engine.numpy_engine import Arena, NumpyEngine, faster_batch_splits
+from minillama.engine.protocol import Diverged
 from minillama.nn import IGNORE, init_params, param_shapes
 
 
@@ -32,18 +33,18 @@ def test_threads_change_rounding_only(threads, tiny):
     assert several.loss(*whole)[1] == (whole[1] != IGNORE).sum()
 
 
-def test_split_changes_rounding_only(tiny):
+def test_batch_splits_change_rounding_only(tiny):
     whole = batch(tiny, 5, 9)
-    results = [NumpyEngine(tiny, RECIPE, threads=2, split=split).train_step([whole], 1e-2).loss for split in (1, 2)]
+    results = [NumpyEngine(tiny, RECIPE, threads=2, batch_splits=splits).train_step([whole], 1e-2).loss for splits in (1, 2)]
     assert results[0] == pytest.approx(results[1], abs=1e-6)
 
 
-def test_faster_split_is_the_faster_one(tiny, monkeypatch):
-    from minillama import engine as module
+def test_faster_batch_splits_is_the_faster_one(tiny, monkeypatch):
+    from minillama.engine import numpy_engine as module
 
     clock = iter(np.cumsum([0, 9, 0, 2, 0, 3, 0, 2.5] + [0, 9, 0, 1, 0, 5, 0, 5]))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    best, seconds = faster_split(tiny, RECIPE, 2, batch(tiny, 4, 5))
+    best, seconds = faster_batch_splits(tiny, RECIPE, 2, batch(tiny, 4, 5))
     assert best == 2 if seconds[2] < seconds[1] else best == 1
     assert sorted(seconds.values()) == [1.0, 2.0]
 
@@ -101,7 +102,7 @@ def test_divergence_names_step_and_tensor(tiny):
 
 
 def test_exploding_gradient_is_named(tiny, monkeypatch):
-    from minillama import engine as module
+    from minillama.engine import numpy_engine as module
 
     def broken(dlogits, cache):
         grads = original(dlogits, cache)

@@ -19,7 +19,7 @@ ODD_TEXTS = [
 
 @functools.cache
 def tokenizer():
-    texts = ["".join(next(iter(source.pieces(0.1)))[1])[:20_000] for source in builtin_sources(0, 100_000)]
+    texts = ["".join(next(iter(source.documents(0.1)))[1])[:20_000] for source in builtin_sources(0, 100_000)]
     return Tokenizer.train([*texts, "def f(x):\n    return  x\n        # ü 日本\n" * 50], 400)
 
 

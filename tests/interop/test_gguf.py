@@ -13,9 +13,9 @@ from interop_models import ODD_TEXTS, same, small, tokenizer
 from tolerances import CLIENT_LOGITS, LLAMA_CPP_NARROW
 
 from minillama import interop
-from minillama.engine import NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
-from minillama.generate import generate
+from minillama.generate import Sampling, generate
 from minillama.interop.gguf import gguf_name
 from minillama.interop.model import DTYPES
 from minillama.nn import model_forward, param_shapes
@@ -201,7 +201,7 @@ def test_greedy_ids_are_llama_cpps(llama):
         for _ in range(25):
             theirs.append(int(np.argmax(llama.scores[llama.n_tokens - 1])))
             llama.eval([theirs[-1]])
-        expected = list(generate(engine, start, 25, ours.eos_id, temperature=0))
+        expected = list(generate(engine, start, 25, ours.eos_id, Sampling(temperature=0)))
         assert theirs[:len(expected)] == expected
 
 

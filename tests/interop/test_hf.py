@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 from tolerances import CLIENT_LOGITS
 
 from minillama import interop
-from minillama.engine import NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
-from minillama.generate import generate
+from minillama.generate import Sampling, generate
 from minillama.interop import hf, vocabulary
 from minillama.interop.model import DTYPES, config_for
 from minillama.nn import (
@@ -201,7 +201,7 @@ def test_greedy_text_is_that_of_transformers(folder):
         inputs = theirs(prompt, return_tensors="pt")
         out = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=25, do_sample=False)[0].tolist()
         start = ours.encode(prompt, bos=True)
-        expected = start + list(generate(engine, start, 25, ours.eos_id, temperature=0))
+        expected = start + list(generate(engine, start, 25, ours.eos_id, Sampling(temperature=0)))
         assert out[:len(expected)] == expected and out[len(expected):] in ([], [ours.eos_id])
         text = ours.decode(expected)                             # of bytes that are no UTF-8 the two make different marks
         assert "\ufffd" in text or theirs.decode(out, skip_special_tokens=True) == text

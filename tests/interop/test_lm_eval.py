@@ -7,7 +7,7 @@ from interop_models import small, tokenizer
 from tolerances import CLIENT_NATS
 
 from minillama import interop
-from minillama.engine import NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DOCUMENTS = ["Tom has 3 apples.", "a  b", "12+34=46", "naïve 😀 text\nin two lines"]

@@ -16,7 +16,7 @@ from kernels import bench, bench_clock, bench_step, bench_table, floors, peers, 
 from kernels.bench_table import BEGIN, END, MISSING, check_record, render
 from minillama.config import ModelConfig, preset
 from minillama.nn import count_params
-from minillama.plan import flops_per_token
+from minillama.report.plan import flops_per_token
 
 INTERPRETED = pytest.mark.skipif(DEVICE.type == "cuda", reason="the smoke run is interpreted")
 REFERENCE = peers.SHAPES["reference"]

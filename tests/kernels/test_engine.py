@@ -13,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.engine import TorchEngine
 from minillama import nn
 from minillama.config import ModelConfig, TrainConfig, preset
-from minillama.engine import Diverged, NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
+from minillama.engine.protocol import Diverged
 from minillama.errors import InputError
 from minillama.text.mixture import Mixture, load_shard
+from minillama.text.prepare import shares, train_tokenizer
 from minillama.text.sources import builtin_sources
-from minillama.train import shares, train_step, train_tokenizer
+from minillama.train import train_step
 
 
 def on_cpu(config, recipe=RECIPE, **options):
@@ -318,7 +320,7 @@ def test_out_of_memory(error, tiny, monkeypatch):
 
     engine = on_cpu(tiny)
     monkeypatch.setattr(engine.model, "forward", full)
-    sentence = r"a batch of 3 x 9 tokens does not fit the memory of cpu, [1-9][\d.]* GiB: lower --batch-size, and raise --accumulate by"
+    sentence = r"a batch of 3 x 9 tokens does not fit the memory of cpu, [1-9][\d.]* GiB: lower --batch-size, and raise --grad-accum-steps"
     for use in (lambda: engine.train_step(split(batch(tiny, 4, 9), 3), 1e-2), lambda: engine.loss(*batch(tiny, 3, 9))):
         with pytest.raises(InputError, match=sentence):
             use()

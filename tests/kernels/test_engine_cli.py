@@ -52,9 +52,9 @@ def test_the_run_is_introduced_with_its_engine(text, tmp_path, capsys):
 def test_nothing_is_measured_for_other_engines(text, tmp_path, capsys):
     settings = SMALL[:-2]                                        # without --threads
     said = call(capsys, "train", "--data", text, "--out", tmp_path / "a", *settings, *TORCH, "--steps", "1")[1]
-    assert "a batch in" not in said
+    assert "a step (--threads" not in said
     config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
-    assert config["split"] == config["threads"]
+    assert config["batch_splits"] == config["threads"]
 
 
 def test_generate_and_eval(runs, capsys, no_gpu):

@@ -11,7 +11,7 @@ from tolerances import TWIN_RUN, TWIN_RUN_BFLOAT16
 
 from minillama import nn
 from minillama.config import ModelConfig, TrainConfig, preset
-from minillama.engine import NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
 
 pytestmark = pytest.mark.gpu

@@ -1,12 +1,13 @@
-"""The benchmark's bookkeeping: keys, ratios and floors. Never its times: machines are noisy."""
+"""The benchmark's bookkeeping: keys, ratios and rooflines. Never its times: machines are noisy."""
 import json
 
 import pytest
 
-from minillama import bench
 from minillama.__main__ import main
 from minillama.config import ModelConfig
 from minillama.nn import count_params
+from minillama.report import bench
+from minillama.report.plan import step_flops
 
 
 def test_profile_covers_the_step(capsys, tmp_path):
@@ -16,7 +17,7 @@ def test_profile_covers_the_step(capsys, tmp_path):
     assert all(row.keys() == keys for row in rows)
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     model, batch, seq_len = bench.SHAPES["a"]
-    expected = bench.gemm_flops(ModelConfig(**model), batch, seq_len) / 1e9
+    expected = step_flops(ModelConfig(**model), batch, seq_len) / 1e9
     assert sum(row["gflop"] for row in rows) == pytest.approx(expected, rel=0.01)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
@@ -64,25 +65,25 @@ def test_result_schema(monkeypatch, capsys):
     assert result.keys() == {"environment", "train", "decode"}
     assert [(row["shape"], row["threads"]) for row in result["train"]] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     row = result["train"][0]
-    assert row.keys() == {"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio", "gemm_floor_ms",
+    assert row.keys() == {"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio", "gemm_roofline_ms",
                           "sgemm_gflops", "numpy_mb", "torch_mb"}
     assert row["ratio"] == pytest.approx(0.75)
     assert row["compile_ratio"] is None
-    assert row["gemm_floor_ms"] == pytest.approx(1e3 * bench.gemm_flops(ModelConfig(**bench.SHAPES["a"][0]), 12, 64) / 1e11)
+    assert row["gemm_roofline_ms"] == pytest.approx(1e3 * step_flops(ModelConfig(**bench.SHAPES["a"][0]), 12, 64) / 1e11)
     decode = result["decode"][0]
-    assert decode.keys() == {"threads", "tokens_per_s", "floor_tokens_per_s", "huggingface_tokens_per_s", "read_gb_per_s"}
+    assert decode.keys() == {"threads", "tokens_per_s", "roofline_tokens_per_s", "huggingface_tokens_per_s", "read_gb_per_s"}
     assert decode["tokens_per_s"] == pytest.approx(512)
     config = ModelConfig(**bench.DECODE)
-    assert decode["floor_tokens_per_s"] == pytest.approx(2e10 / 4 / (count_params(config) - 32000 * 288))
-    text = bench.table(result)
+    assert decode["roofline_tokens_per_s"] == pytest.approx(2e10 / 4 / (count_params(config) - 32000 * 288))
+    text = bench.format_bench(result)
     assert "0.75" in text
     assert "absent" in text
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--shapes", "a,z"], "error: --shapes names 'z', and there are a, b, c\n"),
-    (["--threads", "1,x"], "error: --threads holds 'x', and must hold whole numbers from 1 to 1024\n"),
-    (["--threads", "0"], "error: --threads holds '0', and must hold whole numbers from 1 to 1024\n"),
+    (["--shapes", "a,z"], "error: --shapes must name some of a, b, c, got 'z'\n"),
+    (["--threads", "1,x"], "error: --threads must hold whole numbers from 1 to 1024, got 'x'\n"),
+    (["--threads", "0"], "error: --threads must hold whole numbers from 1 to 1024, got '0'\n"),
 ])
 def test_bad_arguments(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2

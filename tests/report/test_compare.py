@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import call
 
-from minillama.compare import compare
+from minillama.report.compare import compare
 
 
 def record(step, loss, rate=100, **more):
@@ -72,12 +72,12 @@ def test_bad_input(case, two, capsys):
         right, message = "c", "c holds no run: it has no config.toml"
     elif case == "no metrics":
         (two / "b" / "metrics.jsonl").unlink()
-        message = "b has no step to compare: its metrics.jsonl is empty or missing"
+        message = "b has no step to compare: its metrics.jsonl is empty, missing or damaged"
     elif case == "nothing in common":
         (two / "b" / "metrics.jsonl").write_text(json.dumps(record(20, 1.0)) + "\n" + json.dumps(record(21, 1.0)) + "\n")
         message = "the runs have no step in common: a has 1 to 12 and b has 20 to 21"
     else:
-        out, message = "nowhere/c.png", "nowhere/c.png.tmp: No such file or directory"
+        out, message = "nowhere/c.png", "nowhere/c.png: No such file or directory"
     status, said, err = call(capsys, "compare", "a", right, "--out", out)
     assert (status, said, err) == (2, "", f"error: {message}\n")
     assert not (two / "compare.png").exists()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from minillama.config import ModelConfig, TrainConfig, preset
-from minillama.plan import flops_per_token, plan, train_memory
+from minillama.report.plan import flops_per_token, plan, train_memory
 
 PEAK = """
 import sys

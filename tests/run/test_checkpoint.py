@@ -8,13 +8,15 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import dead_process
 from safetensors.numpy import load_file, save_file
 
-from minillama import checkpoint, interop
+from minillama import files, interop
 from minillama.config import TrainConfig
-from minillama.engine import NumpyEngine
+from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
 from minillama.interop import hf
+from minillama.run import checkpoint
 from minillama.text.bpe import BPE
 from minillama.text.model_file import BYTE, BYTE_PIECES, NORMAL, SPECIALS
 
@@ -55,16 +57,17 @@ def test_round_trip_is_exact(engine, tiny, tmp_path):
 def test_the_newest_are_kept(engine, tmp_path):
     for step in (1, 2, 10, 1_000_000):
         save(tmp_path, engine, step)
-    assert [path.name for path in checkpoint.whole(tmp_path)] == ["step-000010", "step-1000000"]
+    assert [path.name for path in checkpoint.finished(tmp_path)] == ["step-000010", "step-1000000"]
     assert (tmp_path / "latest").read_text() == "step-1000000\n"
 
 
 def test_what_was_not_finished_is_not_seen(engine, tiny, tmp_path):
     """Leftovers of a killed save are neither loaded nor in the way."""
     whole = save(tmp_path, engine)
-    shutil.copytree(whole, tmp_path / ".step-000002.tmp")
-    (tmp_path / ".step-000002.tmp" / "model.safetensors").write_bytes(b"half")
-    assert checkpoint.whole(tmp_path) == [whole]
+    half = files.temporary_path(tmp_path / "step-000002", dead_process())
+    shutil.copytree(whole, half)
+    (half / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.finished(tmp_path) == [whole]
     save(tmp_path, engine, 2)
     assert checkpoint.load(tmp_path / "step-000002", tiny)["step"] == 2
     assert not list(tmp_path.glob(".*"))
@@ -78,7 +81,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_old(when, engine, tiny, tmp_
         raise OSError(28, "No space left on device")
 
     if when == "rename":
-        monkeypatch.setattr(checkpoint.os, "replace", fail)
+        monkeypatch.setattr(files.os, "replace", fail)
     else:
         real = hf.write_safetensors
         monkeypatch.setattr(hf, "write_safetensors", lambda path, *a: (fail if when in path.name else real)(path, *a))
@@ -130,8 +133,8 @@ def test_broken_moments_are_refused(kind, engine, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(norm_eps=1e-3), r"norm_eps is 0\.01, not 0\.001"), (dict(max_seq_len=17), "max_seq_len is 16, not 17"),
-    (dict(multiple_of=9), "hidden_dim is 35, not 36"), (dict(n_layers=3), "n_layers is 2, not 3"),
+    (dict(norm_eps=1e-3), r"norm_eps must be 0\.001, got 0\.01"), (dict(max_seq_len=17), "max_seq_len must be 17, got 16"),
+    (dict(multiple_of=9), "hidden_dim must be 36, got 35"), (dict(n_layers=3), "n_layers must be 3, got 2"),
 ])
 def test_a_checkpoint_of_another_shape_is_refused(change, message, engine, tiny, tmp_path):
     path = save(tmp_path, engine)
@@ -161,7 +164,7 @@ def test_it_is_a_hugging_face_directory(engine, tiny, tmp_path):
 def test_broken_state(text, engine, tiny, tmp_path):
     path = save(tmp_path, engine)
     (path / "train_state" / "state.json").write_text(text)
-    with pytest.raises(InputError, match=r"state\.json is not a whole state file"):
+    with pytest.raises(InputError, match=r"state\.json is not a complete state file"):
         checkpoint.load(path, tiny)
 
 
@@ -181,8 +184,8 @@ def test_a_pickle_bomb_does_not_go_off(engine, tiny, tmp_path, monkeypatch):
 
 def test_text_is_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
-    checkpoint.write_text(path, "old")
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(5, "stopped")))
+    files.write_text(path, "old")
+    monkeypatch.setattr(files.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(5, "stopped")))
     with pytest.raises(OSError, match="stopped"):
-        checkpoint.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"

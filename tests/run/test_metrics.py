@@ -3,7 +3,7 @@ import sys
 import types
 from pathlib import Path
 
-from minillama.train import Metrics
+from minillama.run.metrics import Metrics
 
 
 class FakeWriter:
@@ -28,8 +28,8 @@ def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
     for after, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         with Metrics(path, after) as metrics:
             for step in steps:
-                metrics.append({"step": step, "loss": 1 / step, "floor": None})
-    assert FakeWriter.written == [("loss", 1 / step, step) for step in (1, 2, 3, 4)]
+                metrics.append({"step": step, "loss": 1 / step, "floor": None, "tokens_per_s": 9})
+    assert FakeWriter.written == [point for step in (1, 2, 3, 4) for point in (("loss", 1 / step, step), ("tokens_per_s", 9, step))]
     assert (tmp_path / "tensorboard").is_dir()
 
 

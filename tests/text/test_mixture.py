@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import dead_process
 
 from minillama.errors import InputError
+from minillama.files import temporary_path
 from minillama.nn import IGNORE
-from minillama.text.mixture import Mixture, Part, Shard, load_shard, validation_rows
+from minillama.text.mixture import Mixture, Shard, Stream, load_shard, validation_rows
 from minillama.text.sources import BuiltinSource, builtin_sources, parse_data
 from minillama.text.tokenizer import Tokenizer
 
@@ -35,7 +37,7 @@ def write_jsonl(path, texts):
 
 def documents(part, tokenizer):
     """The texts in a token stream."""
-    ids = part.stream.astype(int).tolist()
+    ids = part.tokens.astype(int).tolist()
     starts = [i for i, id in enumerate(ids) if id == tokenizer.bos_id] + [len(ids)]
     assert ids[0] == tokenizer.bos_id
     assert all(ids[end - 1] == tokenizer.eos_id for end in starts[1:])
@@ -49,7 +51,7 @@ def test_text_file_is_one_document_whose_end_is_held_out(tmp_path, tokenizer):
     (train,), (val,) = documents(shard.train, tokenizer), documents(shard.val, tokenizer)
     assert train + val == text
     assert shard.val.bytes / (shard.train.bytes + shard.val.bytes) == pytest.approx(0.1, abs=1e-3)
-    assert shard.val.scored == len(shard.val.stream) - 1
+    assert shard.val.scored == len(shard.val.tokens) - 1
     assert shard.val.floor is None
 
 
@@ -69,7 +71,7 @@ def test_long_text_is_tokenised_in_pieces_like_in_one(tmp_path, tokenizer, monke
     monkeypatch.setattr(sources, "CHUNK", 997)
     shard = load_shard(parse_data([str(tmp_path / "a.txt")])[0], 1.0, tokenizer, tmp_path / "cache", 0.1)
     train = text[:shard.train.bytes]
-    assert shard.train.stream.tolist() == tokenizer.encode(train, bos=True, eos=True)
+    assert shard.train.tokens.tolist() == tokenizer.encode(train, bos=True, eos=True)
 
 
 def test_equal_documents_fall_on_the_same_side(tmp_path, tokenizer):
@@ -96,7 +98,7 @@ def test_builtin_floor_is_the_information_of_the_held_out_documents(tmp_path, to
     shard = load_shard(BuiltinSource("stories", 1.0, 5, 30_000), 1.0, tokenizer, tmp_path / "cache", 0.1)
     bits = sum(corpus.derive("stories", text).bits for text in documents(shard.val, tokenizer))
     assert shard.val.floor == pytest.approx(bits * np.log(2) / shard.val.scored)
-    assert shard.val.scored == len(shard.val.stream) - shard.val.documents
+    assert shard.val.scored == len(shard.val.tokens) - shard.val.documents
 
 
 def test_cache_is_keyed_by_content(tmp_path, tokenizer):
@@ -108,23 +110,22 @@ def test_cache_is_keyed_by_content(tmp_path, tokenizer):
     load()
     assert len(list(cache.iterdir())) == 1
     path.write_text(prose(500, 9))
-    assert load().train.stream.tolist() != first.train.stream.tolist()
+    assert load().train.tokens.tolist() != first.train.tokens.tolist()
     load(Tokenizer.train([prose(2000)], 290))
     assert len(list(cache.iterdir())) == 3
     assert not list(cache.glob("*.tmp"))
 
 
-def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path, tokenizer):
+def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text(prose(500))
     source, cache = parse_data([str(tmp_path / "a.txt")])[0], tmp_path / "cache"
     load_shard(source, 1.0, tokenizer, cache, 0.1)
     (folder,) = cache.iterdir()
-    young, old = (folder.with_name(f"{folder.name}.{pid}.tmp") for pid in (11, 12))
-    folder.rename(young)
-    old.mkdir()
-    os.utime(old, (0, 0))
+    living, dead = (temporary_path(folder, process) for process in (os.getppid(), dead_process()))
+    folder.rename(living)
+    dead.mkdir()
     load_shard(source, 1.0, tokenizer, cache, 0.1)
-    assert sorted(cache.iterdir()) == sorted([folder, young])
+    assert sorted(cache.iterdir()) == sorted([folder, living])
 
 
 def test_nothing_is_left_of_a_failed_tokenisation(tmp_path, tokenizer):
@@ -136,7 +137,7 @@ def test_nothing_is_left_of_a_failed_tokenisation(tmp_path, tokenizer):
 
 
 def fake_shard(name, share, fill, n=5000):
-    part = Part(np.full(n, fill, np.uint16), n, n, 1, None)
+    part = Stream(np.full(n, fill, np.uint16), n, n, 1, None)
     return Shard(name, share, part, part)
 
 
@@ -156,7 +157,7 @@ def test_a_single_row_draws_every_source():
 
 
 def test_batch_is_a_function_of_seed_and_step():
-    shard = Shard("a", 1.0, Part(np.arange(1000, dtype=np.uint16), 1000, 1000, 1, None), None)
+    shard = Shard("a", 1.0, Stream(np.arange(1000, dtype=np.uint16), 1000, 1000, 1, None), None)
     first, again, other = Mixture([shard], 16, 7, 1), Mixture([shard], 16, 7, 1), Mixture([shard], 16, 8, 1)
     for step in (1, 900, 2):
         assert np.array_equal(first.batch(step, 4), again.batch(step, 4))
@@ -167,7 +168,7 @@ def test_batch_is_a_function_of_seed_and_step():
 
 
 def test_the_start_of_a_document_is_not_predicted():
-    shard = Shard("a", 1.0, Part(np.array([1, 5, 6, 2] * 50, np.uint16), 150, 1, 50, None), None)
+    shard = Shard("a", 1.0, Stream(np.array([1, 5, 6, 2] * 50, np.uint16), 150, 1, 50, None), None)
     tokens, targets = Mixture([shard], 8, 0, 1).batch(1, 4)
     assert (targets == IGNORE).sum() == 4 * 2
     assert not (targets == 1).any()
@@ -180,7 +181,7 @@ def test_epochs():
 
 
 def test_too_short():
-    with pytest.raises(InputError, match="a is too short: 16 training tokens, and a row of seq_len 16 needs 17"):
+    with pytest.raises(InputError, match=r"a must have 17 training tokens at least \(seq_len 16 \+ 1\), got 16"):
         Mixture([fake_shard("a", 1.0, 10, 16)], 16, 0, 1)
 
 
