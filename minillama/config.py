@@ -55,7 +55,7 @@ def check_number(name, value, kind=int, low=None, high=None, above=None):
     if not math.isfinite(value):
         raise InputError(f"{name} must be finite, got {shown}")
     for bad, rule in (
-        (above is not None and value <= above, f"greater than {above:g}"),
+        (above is not None and value <= above, f"greater than {above}"),
         (low is not None and value < low, f"at least {low}"),
         (high is not None and value > high, f"at most {high}"),
     ):
