@@ -12,7 +12,7 @@ the coefficient; the update takes one per BLOCK elements and reads the coefficie
 host never waits for the norm. A norm that is not finite makes the coefficient 0, and the update then writes nothing: the
 parameters stay those of the step before.
 
-Floor, in bytes per parameter: the norm 4; the update 28 (param, m, v read and written, gradient read), 30 with the bfloat16 copy.
+Roofline, in bytes per parameter: the norm 4; the update 28 (param, m, v read and written, gradient read), 30 with the bfloat16 copy.
 """
 import math
 

@@ -14,7 +14,7 @@ Tiles above the diagonal are never visited, tiles below it run without a mask, a
 first, so that the short ones fill the end. Every program writes rows that only it owns, without atomics: the same input gives
 the same bits.
 
-Floor, for B sequences of T positions and H heads, in elements of b bytes:
+Roofline, for B sequences of T positions and H heads, in elements of b bytes:
     forward   2BHT^2 Dh FLOPs (two products over half of the square; 4BHT^2 Dh over all of it)        4bBTH Dh bytes
     backward  5BHT^2 Dh FLOPs (five products: scores, dprobs, dv, dq, dk)                             8bBTH Dh bytes
 Arithmetic binds from a few hundred positions on. This backward computes scores and dprobs twice, once for each walk: seven

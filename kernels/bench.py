@@ -1,11 +1,13 @@
-"""Every kernel timed beside its peers, with its floor: `python -m kernels.bench`. Needs a CUDA GPU, but for --smoke, --memory and --render.
+"""Every kernel timed beside its peers and its roofline: `python -m kernels.bench`.
+
+Needs a CUDA GPU, except with --smoke, --memory or --render.
 
     kernels    every op but attention, at four shapes, forward, backward and both
     attention  at T = 1k to 16k, 16384 tokens
     step       a training step of a model of 1.3 billion parameters, and the bytes kept for backward
 
-The machine is measured first: its copy bandwidth and its rate on the model's own matrix products are what floors are computed from
-(floors.py). Then, for every case, all contenders (peers.py) in this one process:
+The machine is measured first: rooflines (roofline.py) are computed from its copy bandwidth and its rate on the model's own matrix
+products. Then, for every case, all contenders (peers.py) in this one process:
 
     verify   outputs and gradients against float32 or float64; who errs more than twice as far as PyTorch in the same dtype gets no time
     graph    N calls in a CUDA graph: the GPU's time alone. The calls rotate among input sets of four L2 caches together, or each
@@ -35,7 +37,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import bench_step, bench_table, floors, peers
+from . import bench_step, bench_table, peers, roofline
 from .bench_clock import (
     CudaTimer,
     HostTimer,
@@ -51,7 +53,7 @@ from .bench_clock import (
 from .bench_table import SCHEMA, check_record
 
 SUITES = ("kernels", "attention", "step")
-FACTOR, FLOOR = 2.0, 2.0  # of the rule of tests/tolerances.py: KERNEL_FACTOR, KERNEL_FLOOR
+FACTOR, EPS = 2.0, 2.0  # those of the tests: KERNEL_FACTOR and KERNEL_EPS in tests/tolerances.py
 ROUNDS = 30
 REPLAY_MS = 0.5  # a graph's time at least: what an event resolves is 1/1000 of it
 MAX_CALLS = 256  # in a graph, unless there are more input sets
@@ -117,7 +119,7 @@ def _row(record):
     if not record["ok"]:
         return f"{what} FAILED: {record['error']}"
     cells = [] if not record["ms"] else [f"{record['ms']['p50']:9.4f} ms"]
-    for name, form in (("floor_pct", "{:4.0f}% of floor"), ("ratio", "{:5.2f} x ours"), ("peak_mb", "{:8.0f} MiB"),
+    for name, form in (("roofline_pct", "{:4.0f}% of roofline"), ("ratio", "{:5.2f} x ours"), ("peak_mb", "{:8.0f} MiB"),
                        ("tokens_per_s", "{:8.0f} tokens/s"), ("bytes_per_token_layer", "{:9.0f} B")):  # fmt: skip
         if record.get(name) is not None:
             cells.append(form.format(record[name]))
@@ -228,7 +230,7 @@ class Judge:
             if found.shape != exact.shape:
                 return Verdict(math.inf, 0.0, f"gives shape {tuple(found.shape)}, not {tuple(exact.shape)}")
             error, scale = _error(found, exact)
-            allowed = FACTOR * reference + FLOOR * torch.finfo(self.case.dtype).eps * scale
+            allowed = FACTOR * reference + EPS * torch.finfo(self.case.dtype).eps * scale
             used = error / allowed if error > 0 else 0.0 if error == 0 else math.inf  # NaN is neither
             if used > worst:
                 worst, unit = used, scale or 1.0
@@ -307,7 +309,7 @@ class Bench:
         """All contenders of a case, all directions."""
         torch.compiler.reset()                                   # its caches count a function's shapes, and give up at the eighth
         wanted = [p for p in case.workload.builders if p in providers
-                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in floors.DIRECTIONS)]  # fmt: skip
+                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in roofline.DIRECTIONS)]  # fmt: skip
         if not wanted:
             return
         wanted = [p for p in case.workload.builders if p == "ours" or p in wanted]
@@ -319,7 +321,7 @@ class Bench:
         for provider, contender in contenders.items():
             own = self.guard(empty[provider], lambda contender=contender: [contender.enter(*one) for one in sets])
             entered |= {provider: own} if own else {}
-        for direction in floors.DIRECTIONS:
+        for direction in roofline.DIRECTIONS:
             self.direction(case, direction, {p: contenders[p] for p in entered}, entered, verdicts, empty)
             free()
 
@@ -397,12 +399,12 @@ class Bench:
 
     def figures(self, record, times, ours):
         """The fields that follow from a list of times in ms."""
-        count = floors.floor(record["kernel"], record["direction"], record["shape"], record["dtype"])
+        count = roofline.bytes_and_flops(record["kernel"], record["direction"], record["shape"], record["dtype"])
         ms = percentiles(times)
         seconds = ms["p50"] / 1e3
-        floor_ms = floors.floor_ms(count, self.rates["copy"], self.rates["gemm"]) if self.rates else None
-        return {"ms": ms, "n": len(times), "bytes": count[0], "flops": count[1], "floor_ms": floor_ms,
-                "floor_pct": 100 * floor_ms / ms["p50"] if floor_ms else None, "fixed_floor_ms": floors.floor_ms(count),
+        roofline_ms = roofline.roofline_ms(count, self.rates["copy"], self.rates["gemm"]) if self.rates else None
+        return {"ms": ms, "n": len(times), "bytes": count[0], "flops": count[1], "roofline_ms": roofline_ms,
+                "roofline_pct": 100 * roofline_ms / ms["p50"] if roofline_ms else None, "fixed_roofline_ms": roofline.roofline_ms(count),
                 "tbps": count[0] / seconds / 1e12, "tflops": count[1] / seconds / 1e12,
                 "ratio": paired_ratio(times, ours) if ours else None}  # fmt: skip
 
@@ -439,17 +441,17 @@ class Bench:
 
         if found := self.guard(empty, measured):
             batch, times, peak = found
-            ms, per_token, tokens = percentiles(times), floors.step_flops(config, seq_len), batch * seq_len
+            ms, per_token, tokens = percentiles(times), roofline.step_flops(config, seq_len), batch * seq_len
             rate = tokens / ms["p50"] * 1e3
-            mfu = {count: rate * flops / floors.PEAK for count, flops in per_token.items()}
+            mfu = {count: rate * flops / roofline.PEAK for count, flops in per_token.items()}
             for count, flops in per_token.items():
                 mfu[f"{count}_of_measured"] = rate * flops / self.rates["gemm"] if self.rates else None
-            floor_ms = 1e3 * tokens * per_token["causal"] / self.rates["gemm"] if self.rates else None
+            roofline_ms = 1e3 * tokens * per_token["causal"] / self.rates["gemm"] if self.rates else None
             self.results.write(empty | {
                 "direction": "forward+backward", "mode": "eager", "ok": True, "clocks": None if self.results.smoke else clocks(), "ms": ms,
-                "n": len(times), "flops": tokens * per_token["causal"], "floor_ms": floor_ms,
-                "floor_pct": 100 * floor_ms / ms["p50"] if floor_ms else None,
-                "fixed_floor_ms": 1e3 * tokens * per_token["causal"] / floors.MATMUL, "tflops": rate * per_token["causal"] / 1e12,
+                "n": len(times), "flops": tokens * per_token["causal"], "roofline_ms": roofline_ms,
+                "roofline_pct": 100 * roofline_ms / ms["p50"] if roofline_ms else None,
+                "fixed_roofline_ms": 1e3 * tokens * per_token["causal"] / roofline.MATMUL, "tflops": rate * per_token["causal"] / 1e12,
                 "peak_mb": peak, "batch": batch, "tokens_per_s": rate, "mfu": mfu,
             })  # fmt: skip
         free()
@@ -516,7 +518,7 @@ def parse(argv):
         def error(self, message):
             raise Usage(message)
 
-    parser = Parser(prog="python -m kernels.bench", description="Time every kernel beside its peers and its floor, on a CUDA GPU.")
+    parser = Parser(prog="python -m kernels.bench", description="Time every kernel beside its peers and its roofline, on a CUDA GPU.")
     parser.add_argument("--suite", default=",".join(SUITES), metavar="LIST", help=f"some of {','.join(SUITES)} (default all)")
     parser.add_argument("--only", metavar="LIST", help=f"some of {','.join(peers.WORKLOADS)},step")
     parser.add_argument("--peers", metavar="LIST", help="contenders beside ours (default all but " + ",".join(peers.OPTIONAL) + ")")

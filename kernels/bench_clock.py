@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import floors, peers
+from . import peers, roofline
 
 
 class CudaTimer:
@@ -201,7 +201,7 @@ def measure_rates(timer, config, rounds=20):
         return 2 * n**3 / seconds(lambda: x @ y)
 
     rows, flops, total = [], 0, 0.0
-    for times, M, K, N in floors.model_gemms(config, 16384):
+    for times, M, K, N in roofline.model_gemms(config, 16384):
         for product, took in products(M, K, N).items():
             rows.append({"product": product, "M": M, "K": K, "N": N, "tflops": 2e-12 * M * K * N / took})
             flops, total = flops + times * 2 * M * K * N, total + times * took

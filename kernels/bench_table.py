@@ -3,7 +3,7 @@ import glob
 import json
 from pathlib import Path
 
-from .floors import COUNTS, DIRECTIONS
+from .roofline import COUNTS, DIRECTIONS
 
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
@@ -23,9 +23,9 @@ MACHINE = {  # of a line whose kernel is "machine": the first, measured before, 
 MEASURED = {  # of all others
     "direction": TEXT + OPTIONAL, "mode": TEXT + OPTIONAL, "shape_name": TEXT, "shape": (dict,), "dtype": TEXT, "provider": TEXT,
     "ms": (dict, *OPTIONAL), "n": (int, *OPTIONAL), "bytes": (int, *OPTIONAL), "flops": (int, *OPTIONAL),
-    "floor_ms": NUMBER + OPTIONAL, "floor_pct": NUMBER + OPTIONAL, "fixed_floor_ms": NUMBER + OPTIONAL, "tbps": NUMBER + OPTIONAL,
-    "tflops": NUMBER + OPTIONAL, "peak_mb": NUMBER + OPTIONAL, "max_err": NUMBER + OPTIONAL, "oracle_err": NUMBER + OPTIONAL,
-    "ratio": NUMBER + OPTIONAL, "ok": (bool,), "absent": (bool,), "error": TEXT + OPTIONAL,
+    "roofline_ms": NUMBER + OPTIONAL, "roofline_pct": NUMBER + OPTIONAL, "fixed_roofline_ms": NUMBER + OPTIONAL,
+    "tbps": NUMBER + OPTIONAL, "tflops": NUMBER + OPTIONAL, "peak_mb": NUMBER + OPTIONAL, "max_err": NUMBER + OPTIONAL,
+    "oracle_err": NUMBER + OPTIONAL, "ratio": NUMBER + OPTIONAL, "ok": (bool,), "absent": (bool,), "error": TEXT + OPTIONAL,
 }  # fmt: skip
 STEP = {"batch": (int, *OPTIONAL), "tokens_per_s": NUMBER + OPTIONAL, "mfu": (dict, *OPTIONAL)}  # of kernel "step"
 KEPT = {"bytes_per_token_layer": NUMBER + OPTIONAL}  # of kernel "kept"
@@ -96,7 +96,7 @@ def key(record):
     return tuple(record.get(name) for name in ("gpu", "kernel", "shape_name", "dtype", "direction", "mode", "provider"))
 
 
-GOALS = {  # per cent of the floor, as the columns' directions: what we are after
+GOALS = {  # per cent of the roofline, as the columns' directions: what we are after
     "rmsnorm": "92 / 85", "add_rmsnorm": "90 / 85", "rope": "90 / 90", "swiglu": "93 / 90", "cross_entropy": "88",
     "linear_cross_entropy": "85", "embedding": "90 / 60", "adamw": "90 / 90", "attention": "57 / 33",
 }  # fmt: skip
@@ -147,7 +147,7 @@ def _kernel_row(records, kernel, shape):
 
     peers = ("cudnn", "eager", "flash") if kernel == "attention" else ("compile", "eager", "liger")
     name = kernel + (" (norm / update)" if kernel == "adamw" else " (loss and gradient)" if kernel in ONE_PASS else "")
-    return [name, shape, ours("ms", "{:.3f}"), ours("floor_pct", "{:.0f}"), GOALS[kernel] if shape in ("reference", "T=2k") else "",
+    return [name, shape, ours("ms", "{:.3f}"), ours("roofline_pct", "{:.0f}"), GOALS[kernel] if shape in ("reference", "T=2k") else "",
             *(f"{peer}: {ratio(peer)}" if kernel == "attention" else ratio(peer) for peer in peers),
             memory("ours"), memory("eager")]  # fmt: skip
 
@@ -198,18 +198,19 @@ def render(records):
 def _goals():
     """The table while there is no run at all: what we are after, and that it is not measured yet."""
     rows = [(*_kernel_row({}, *row)[:2], MISSING, _kernel_row({}, *row)[4]) for row in ROWS]
-    lines = _table(["kernel", "shape", "% of the floor, forward / backward", "goal"], [row for row in rows if row[3]])
+    lines = _table(["kernel", "shape", "% of the roofline, forward / backward", "goal"], [row for row in rows if row[3]])
     return [*lines, "", f"Training at 1.3B parameters, T = 2048: {MISSING}; the goal is a causal MFU of 57 %."]
 
 
 def _gpu(gpu, machine, records):
     lines = [f"**{gpu}**", ""]
     if machine:
-        lines += [f"torch {machine['torch']}, triton {machine['triton']}, driver {machine['driver']}, {machine['time'][:10]}. Floors are "
-                  f"of the same run's copy, {machine['copy_tbps']:.2f} TB/s, and matrix products of the 1.3B model, "
+        lines += [f"torch {machine['torch']}, triton {machine['triton']}, driver {machine['driver']}, {machine['time'][:10]}. "
+                  f"Rooflines use rates of the same run: copy, {machine['copy_tbps']:.2f} TB/s, and the matrix products of the 1.3B model, "
                   f"{machine['gemm_tflops']:.0f} TFLOP/s.", ""]  # fmt: skip
-    lines += _table(["kernel", "shape", "ours, ms forward / backward", "% of floor", "goal", "torch.compile over ours", "eager over ours",
-                     "Liger over ours", "peak MiB, ours", "eager"], [_kernel_row(records, *row) for row in ROWS])  # fmt: skip
+    lines += _table(["kernel", "shape", "ours, ms forward / backward", "% of roofline", "goal", "torch.compile over ours",
+                     "eager over ours", "Liger over ours", "peak MiB, ours", "eager"],
+                    [_kernel_row(records, *row) for row in ROWS])
     lines += ["", "Peer over ours: the median of the paired ratios, above 1 we are faster. Attention's peers stand in its cells.", ""]
     lines += _table(["training, 1.3B parameters, T = 2048", "batch", "tokens/s", "MFU causal / full, of 989 TFLOP/s",
                      "causal MFU of the measured products' rate", "peak GiB"], _step_rows(records))  # fmt: skip

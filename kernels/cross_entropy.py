@@ -13,7 +13,7 @@ Programs:
                 registers too): one program per row then goes through it twice, the second time backwards, where the caches still
                 hold the row's end.
 
-Floor, in bytes moved for N rows of V logits of b bytes (arithmetic is negligible):
+Roofline, in bytes moved for N rows of V logits of b bytes (arithmetic is negligible):
     forward bNV;  backward 2bNV;  in place 2bNV, which is forward and backward in one.
 
 Everything between load and store is float32 and is rounded once. How many tokens are scored is counted on the device and stays there.

@@ -12,7 +12,7 @@ Programs:
                 are cut into tiles of TILE, and one program per tile and BLOCK channels sums the tile if it belongs to one id entirely.
                 What is left for the id's own programs are these sums and fewer than TILE rows on either side of them.
 
-Floor, in bytes moved for N tokens, V ids and D channels of b bytes (arithmetic is negligible):
+Roofline, in bytes moved for N tokens, V ids and D channels of b bytes (arithmetic is negligible):
     forward 2bND;  backward bND + bVD. Sorting N ids comes on top: launches rather than bytes.
 
 No atomics: the same input gives the same bits. A row of dout is read once, whatever the ids.

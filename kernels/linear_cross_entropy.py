@@ -13,7 +13,7 @@ so every gradient is known before backward is asked, which only multiplies by do
 rounded once: in half precision a hundred roundings would lose what the later chunks add. The chunk's dlogits are in x's dtype and hold
 the factor 1 / scored already; in float16 what is below 6e-8 is lost there, and a dout above 1 (a loss scale) comes too late for it.
 
-Floor: 6NDV floating-point operations (three matrix products, by cuBLAS; computing the logits again in backward would make it 8NDV) and
+Roofline: 6NDV floating-point operations (three matrix products, by cuBLAS; computing the logits again in backward would make it 8NDV) and
 2bNV bytes for `cross_entropy_`. Memory: one chunk of logits, dx, dweight in float32.
 """
 import torch

@@ -9,7 +9,7 @@ their multiprocessor: program g takes the rows g, g + G, ... and keeps its sum o
 kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. The number of rows is not
 specialised: a new sequence length compiles nothing anew.
 
-Floor, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
+Roofline, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
     forward 2bND;  backward 3bND;  with the addition 4bND each way.
 
 Everything between load and store is float32 and is rounded once. (Meta's code rounds twice: x / rms first, then the product.)

@@ -10,7 +10,7 @@ Programs: one per token and HEADS heads. A pair's two channels lie side by side,
 taken apart in registers; two loads with stride 2 would use half of every memory transaction. Backward is the same kernel with -sin:
 a rotation's transpose turns back. Query and key take one launch where they lie side by side: as the first 2H heads of one buffer.
 
-Floor: 2b bytes per element of b bytes, each way. The tables, T * Dh/2 * 8 bytes, stay in the L2 cache.
+Roofline: 2b bytes per element of b bytes, each way. The tables, T * Dh/2 * 8 bytes, stay in the L2 cache.
 """
 import torch
 import triton

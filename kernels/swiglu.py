@@ -8,7 +8,7 @@ Programs: one per row and BLOCK channels; tiles, because padding a whole row of 
 third of the lanes idle. Backward recomputes the sigmoid, writes both gradients into the halves of one buffer, so that the
 projections behind them are one matrix product, and the product itself too if a buffer for it is handed in.
 
-Floor, in bytes for N rows of F elements of b bytes: forward 3bNF;  backward 5bNF, 6bNF with the product.
+Roofline, in bytes for N rows of F elements of b bytes: forward 3bNF;  backward 5bNF, 6bNF with the product.
 """
 import torch
 import triton
