@@ -53,7 +53,7 @@ def adamw_kernel(
     param_ptr, grad_ptr, m_ptr, v_ptr, coefficient_ptr, copy_ptr,
     n, lr_hat, keep, beta1_rest, beta2_rest, root_correction, eps,  # keep = 1 - lr * decay, beta_rest = 1 - beta
     CLIP: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
     grad = tl.load(grad_ptr + index, inside, other=0.0).to(tl.float32)
@@ -126,7 +126,7 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     launch(adamw_kernel, (triton.cdiv(n, BLOCK),), param, grad, m, v,
            param if coefficient is None else coefficient, param if copy is None else copy,
            n, lr / (1 - beta1**step), 1 - lr * weight_decay, 1 - beta1, 1 - beta2, math.sqrt(1 - beta2**step), eps,
-           CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=4)  # fmt: skip
+           CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=4)
 
 
 @torch.library.custom_op("minillama::clip_coefficient", mutates_args=())
@@ -138,7 +138,7 @@ def _clip_coefficient(grad: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
 def _adamw_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
     coefficient: Tensor | None, copy: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     adamw_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay, coefficient, copy)
 
 

@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import launch
+from .interpreter import interpreted
 
 TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes a program may use
@@ -110,14 +111,15 @@ def _layer(name):
     """A whole layer as the engine trains it: of a preset, or of the 1.3B model of the benchmark."""
     from minillama.config import PRESETS, ModelConfig
     from minillama.nn import param_shapes
+    from minillama.nn.model import BLOCK_NAMES
 
     from .bench_step import MODEL
-    from .block import NAMES, block_backward, block_forward
+    from .block import block_backward, block_forward
 
     config = ModelConfig(**PRESETS[name].model) if name in PRESETS else MODEL
     T = config.max_seq_len
     table = _meta(T, config.head_dim // 2, dtype=torch.float32)
-    params = {short: _meta(*param_shapes(config)[f"layers.0.{short}"]) for short in NAMES}
+    params = {short: _meta(*param_shapes(config)[f"layers.0.{short}"]) for short in BLOCK_NAMES}
     out, cache = block_forward(_meta(8, T, config.dim), params, table, table, config)
     block_backward(out, cache)
 
@@ -265,7 +267,7 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: all cores)")
     parser.add_argument("--json", action="store_true", help="a JSON object per line instead of a table")
     arguments = parser.parse_args(argv)
-    if launch.INTERPRETED:
+    if interpreted():
         parser.exit(2, "error: TRITON_INTERPRET=1 is set, and the interpreter compiles nothing: unset it\n")
     targets = arguments.targets.split(",")
     for target in targets:
@@ -283,7 +285,7 @@ def main(argv=None):
             print(json.dumps(row), flush=True)
         else:
             print(f"{row['example']:<34} {row['kernel']:<34} {row['target']:<7} {row['shared']:>7} B shared  "
-                  f"{'; '.join(row['faults']) or 'ok'}", flush=True)  # fmt: skip
+                  f"{'; '.join(row['faults']) or 'ok'}", flush=True)
     return 1 if faulty else 0
 
 

@@ -106,7 +106,7 @@ def attention_forward_kernel(
     DH: tl.constexpr, BLOCK: tl.constexpr,    # BLOCK: DH rounded up to a power of two
     WHOLE: tl.constexpr,                      # T is a multiple of QUERIES
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+):
     first = ((tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)) * QUERIES).to(tl.int32)
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     exists = _inside(query, T - first, DH, BLOCK, WHOLE)
@@ -149,7 +149,7 @@ def attention_dq_kernel(
     dout_batch, dout_time, dout_head, q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head,
     out_batch, out_time, out_head, dq_batch, dq_time, dq_head,
     DH: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+):
     first = ((tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)) * QUERIES).to(tl.int32)
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     exists = _inside(query, T - first, DH, BLOCK, WHOLE)
@@ -190,7 +190,7 @@ def attention_dkdv_kernel(
     dout_batch, dout_time, dout_head, q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head,
     dk_batch, dk_time, dk_head, dv_batch, dv_time, dv_head,
     DH: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+):
     first = (tl.program_id(0).to(tl.int64) * KEYS).to(tl.int32)
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     exists = _inside(key, T - first, DH, BLOCK, WHOLE)
@@ -267,7 +267,7 @@ def _launch(kernel, name, q, arrays, strided):
     queries, keys, warps, stages = tile
     strides = (stride for x in strided for stride in x.stride()[:3])
     launch(kernel, (triton.cdiv(T, rows), H, B), *arrays, T, LOG2_E / math.sqrt(Dh), *strides,
-           DH=Dh, BLOCK=block, WHOLE=T % rows == 0, QUERIES=queries, KEYS=keys, num_warps=warps, num_stages=stages)  # fmt: skip
+           DH=Dh, BLOCK=block, WHOLE=T % rows == 0, QUERIES=queries, KEYS=keys, num_warps=warps, num_stages=stages)
 
 
 def attention_forward(q, k, v, out=None):

@@ -25,7 +25,6 @@ import gc
 import importlib
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -51,6 +50,7 @@ from .bench_clock import (
     version,
 )
 from .bench_table import SCHEMA, check_record
+from .interpreter import interpreted
 
 SUITES = ("kernels", "attention", "step")
 FACTOR, EPS = 2.0, 2.0  # those of the tests: KERNEL_FACTOR and KERNEL_EPS in tests/tolerances.py
@@ -74,7 +74,7 @@ class Results:
     def __init__(self, path, resume, smoke):
         self.file, self.done, self.smoke, self.rates, self.faults = None, set(), smoke, None, 0
         self.common = {"schema": SCHEMA, "smoke": smoke, "git": git_revision(), "torch": torch.__version__, "triton": version("triton"),
-                       "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}  # fmt: skip
+                       "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}
         if path:
             if resume and Path(path).exists():
                 self._recover(Path(path))
@@ -120,7 +120,7 @@ def _row(record):
         return f"{what} FAILED: {record['error']}"
     cells = [] if not record["ms"] else [f"{record['ms']['p50']:9.4f} ms"]
     for name, form in (("roofline_pct", "{:4.0f}% of roofline"), ("ratio", "{:5.2f} x ours"), ("peak_mb", "{:8.0f} MiB"),
-                       ("tokens_per_s", "{:8.0f} tokens/s"), ("bytes_per_token_layer", "{:9.0f} B")):  # fmt: skip
+                       ("tokens_per_s", "{:8.0f} tokens/s"), ("bytes_per_token_layer", "{:9.0f} B")):
         if record.get(name) is not None:
             cells.append(form.format(record[name]))
     return f"{what} {'  '.join(cells)}"
@@ -130,7 +130,7 @@ def blank(kernel, shape_name, shape, dtype, provider):
     """A line with nothing in it yet."""
     record = dict.fromkeys(bench_table.fields(kernel).keys() - bench_table.COMMON.keys())
     return record | {"kernel": kernel, "shape_name": shape_name, "shape": shape, "dtype": str(dtype).removeprefix("torch."),
-                     "provider": provider, "clocks": None, "ok": False, "absent": False}  # fmt: skip
+                     "provider": provider, "clocks": None, "ok": False, "absent": False}
 
 
 def sentence(error):
@@ -164,7 +164,7 @@ def make_case(kernel, shape_name, smoke):
     shape = (peers.ATTENTION_SHAPES if shape_name.startswith("T=") else peers.SHAPES)[shape_name]
     dtype = torch.float32 if smoke or kernel == "adamw" else torch.bfloat16
     return Case(kernel, shape_name, {letter: shape[letter] for letter in workload.letters}, dtype,
-                torch.device("cpu" if smoke else "cuda"), workload)  # fmt: skip
+                torch.device("cpu" if smoke else "cuda"), workload)
 
 
 def _like(outputs, draw):
@@ -309,7 +309,7 @@ class Bench:
         """All contenders of a case, all directions."""
         torch.compiler.reset()                                   # its caches count a function's shapes, and give up at the eighth
         wanted = [p for p in case.workload.builders if p in providers
-                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in roofline.DIRECTIONS)]  # fmt: skip
+                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in roofline.DIRECTIONS)]
         if not wanted:
             return
         wanted = [p for p in case.workload.builders if p == "ours" or p in wanted]
@@ -340,7 +340,7 @@ class Bench:
                 contender, verdict = found
                 if verdict.error:
                     errors = {name: value if math.isfinite(value) else None for name, value in
-                              (("max_err", verdict.max_err), ("oracle_err", verdict.oracle_err))}  # fmt: skip
+                              (("max_err", verdict.max_err), ("oracle_err", verdict.oracle_err))}
                     self.results.write(empty[provider] | errors | {"error": verdict.error})
                 else:
                     contenders[provider], verdicts[provider] = contender, verdict
@@ -406,7 +406,7 @@ class Bench:
         return {"ms": ms, "n": len(times), "bytes": count[0], "flops": count[1], "roofline_ms": roofline_ms,
                 "roofline_pct": 100 * roofline_ms / ms["p50"] if roofline_ms else None, "fixed_roofline_ms": roofline.roofline_ms(count),
                 "tbps": count[0] / seconds / 1e12, "tflops": count[1] / seconds / 1e12,
-                "ratio": paired_ratio(times, ours) if ours else None}  # fmt: skip
+                "ratio": paired_ratio(times, ours) if ours else None}
 
     # ----------------------------------------------------------------------------------------------------------------- the whole model
 
@@ -453,7 +453,7 @@ class Bench:
                 "roofline_pct": 100 * roofline_ms / ms["p50"] if roofline_ms else None,
                 "fixed_roofline_ms": 1e3 * tokens * per_token["causal"] / roofline.MATMUL, "tflops": rate * per_token["causal"] / 1e12,
                 "peak_mb": peak, "batch": batch, "tokens_per_s": rate, "mfu": mfu,
-            })  # fmt: skip
+            })
         free()
 
 
@@ -468,7 +468,7 @@ def plan(suites, only, smoke):
         order = [("attention", "T=2k"), *((kernel, "reference") for kernel in ops), ("step", None)]
         order += [("attention", f"T={T}k") for T in (8, 4, 16, 1)]
         order += [(kernel, shape) for shape in ("1.3B", "small", "odd") for kernel in ops
-                  if peers.SHAPES[shape].keys() >= set(peers.WORKLOADS[kernel].letters)]  # fmt: skip
+                  if peers.SHAPES[shape].keys() >= set(peers.WORKLOADS[kernel].letters)]
 
     def suite(kernel):
         return kernel if kernel in ("attention", "step") else "kernels"
@@ -544,11 +544,11 @@ def parse(argv):
     if arguments.json and not arguments.resume and Path(arguments.json).exists():
         raise Usage(f"{arguments.json} already exists: --resume goes on with it, another --json starts anew")
     if not (arguments.memory or arguments.render is not None):
-        if arguments.smoke and os.environ.get("TRITON_INTERPRET") != "1":
+        if arguments.smoke and not interpreted():
             raise Usage("--smoke runs interpreted kernels: set TRITON_INTERPRET=1")
         if not arguments.smoke and not torch.cuda.is_available():
             raise Usage("no CUDA GPU is here to measure on; --smoke tests the program, --memory counts bytes, --render prints results")
-        if not arguments.smoke and os.environ.get("TRITON_INTERPRET") == "1":
+        if not arguments.smoke and interpreted():
             raise Usage("TRITON_INTERPRET=1 is set, and the interpreter's times mean nothing: unset it")
     return arguments
 
@@ -567,14 +567,14 @@ def measure(arguments):
                "driver": None if smoke else gpu_state()["driver"],
                "multiprocessors": getattr(properties, "multi_processor_count", None),
                "memory_gb": properties.total_memory / 1e9 if properties else None,
-               "l2_mb": l2_bytes / 2**20 if properties else None}  # fmt: skip
+               "l2_mb": l2_bytes / 2**20 if properties else None}
     try:
         with timer.session():
             before = None if smoke else clocks()
             rates = None if smoke else measure_rates(timer, bench_step.MODEL)
             machine |= {"copy_tbps": rates and rates["copy"] / 1e12, "triad_tbps": rates and rates["triad"] / 1e12,
                         "gemm_tflops": rates and rates["gemm"] / 1e12, "square_gemm_tflops": rates and rates["square"] / 1e12,
-                        "gemms": rates["gemms"] if rates else []}  # fmt: skip
+                        "gemms": rates["gemms"] if rates else []}
             results.write(machine | {"when": "before", "clocks": before})
             if rates:
                 print(f"{results.common['gpu']}: copy {machine['copy_tbps']:.2f} TB/s, triad {machine['triad_tbps']:.2f} TB/s, "
@@ -586,14 +586,14 @@ def measure(arguments):
             for number, (name, unit) in enumerate(work):
                 if time.monotonic() - started > 60 * arguments.minutes:
                     print(f"stopped after {arguments.minutes:g} minutes, before {name}: {number} of {len(work)} done; go on with --resume",
-                          file=sys.stderr)  # fmt: skip
+                          file=sys.stderr)
                     break
                 unit()
                 free()
             results.write(machine | {"when": "after", "clocks": None if smoke else clocks()})
     except Lost as error:
         print(f"error: the GPU is lost to this process after the last failure ({error}): go on with --resume, which leaves that one out",
-              file=sys.stderr)  # fmt: skip
+              file=sys.stderr)
         status = 1
     finally:
         results.close()

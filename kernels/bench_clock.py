@@ -117,7 +117,7 @@ def paired_ratio(theirs, ours):
 
 
 SMI = {"name": "name", "driver": "driver_version", "sm_mhz": "clocks.sm", "mem_mhz": "clocks.mem", "power_w": "power.draw",
-       "power_limit_w": "power.limit", "temperature_c": "temperature.gpu"}  # fmt: skip
+       "power_limit_w": "power.limit", "temperature_c": "temperature.gpu"}
 
 
 def gpu_state():

@@ -40,7 +40,7 @@ def ours(config, device, dtype, attention="triton"):
 
     recipe = TrainConfig(seq_len=config.max_seq_len)
     engine = TorchEngine(config, recipe, fresh_params(config, device), device=str(device), kernels="triton",
-                         dtype=str(dtype).removeprefix("torch."), attention=attention)  # fmt: skip
+                         dtype=str(dtype).removeprefix("torch."), attention=attention)
     return lambda tokens, targets: engine.train_step([(tokens, targets)], LR).loss
 
 
@@ -93,7 +93,7 @@ def _huggingface_config(config):
     return LlamaConfig(vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.hidden_dim,
                        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
                        max_position_embeddings=config.max_seq_len, rms_norm_eps=config.norm_eps, tie_word_embeddings=False,
-                       use_cache=False, attn_implementation="sdpa")  # fmt: skip
+                       use_cache=False, attn_implementation="sdpa")
 
 
 def huggingface(config, device, dtype, liger=False):
@@ -249,7 +249,7 @@ def kept_by_huggingface(config, seq_len, dtype=torch.bfloat16, device="cpu"):
 
 ALIKE = {  # trainer -> which of KEPT it is like
     "ours": "ours", "ours-cudnn": "ours", "compile": "eager", "huggingface": "huggingface", "huggingface-liger": "huggingface",
-}  # fmt: skip
+}
 KEPT = {"ours": kept_by_ours, "eager": kept_by_reference, "huggingface": kept_by_huggingface}
 FIT = [(32, 2, 8, 16), (64, 2, 8, 16), (64, 4, 8, 16), (64, 2, 64, 16), (96, 3, 16, 32), (128, 4, 32, 32), (96, 6, 32, 48)]
 

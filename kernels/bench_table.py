@@ -14,19 +14,19 @@ NUMBER, TEXT, OPTIONAL = (int, float), (str,), (type(None),)
 COMMON = {  # field -> types, of every line
     "schema": (int,), "time": TEXT, "smoke": (bool,), "git": TEXT + OPTIONAL, "torch": TEXT, "triton": TEXT + OPTIONAL,
     "gpu": TEXT + OPTIONAL, "clocks": (dict, *OPTIONAL), "kernel": TEXT,
-}  # fmt: skip
+}
 MACHINE = {  # of a line whose kernel is "machine": the first, measured before, and the last, its clocks after
     "when": TEXT, "python": TEXT, "cuda": TEXT + OPTIONAL, "driver": TEXT + OPTIONAL, "multiprocessors": (int, *OPTIONAL),
     "memory_gb": NUMBER + OPTIONAL, "l2_mb": NUMBER + OPTIONAL, "copy_tbps": NUMBER + OPTIONAL, "triad_tbps": NUMBER + OPTIONAL,
     "gemm_tflops": NUMBER + OPTIONAL, "square_gemm_tflops": NUMBER + OPTIONAL, "gemms": (list,),
-}  # fmt: skip
+}
 MEASURED = {  # of all others
     "direction": TEXT + OPTIONAL, "mode": TEXT + OPTIONAL, "shape_name": TEXT, "shape": (dict,), "dtype": TEXT, "provider": TEXT,
     "ms": (dict, *OPTIONAL), "n": (int, *OPTIONAL), "bytes": (int, *OPTIONAL), "flops": (int, *OPTIONAL),
     "roofline_ms": NUMBER + OPTIONAL, "roofline_pct": NUMBER + OPTIONAL, "fixed_roofline_ms": NUMBER + OPTIONAL,
     "tbps": NUMBER + OPTIONAL, "tflops": NUMBER + OPTIONAL, "peak_mb": NUMBER + OPTIONAL, "max_err": NUMBER + OPTIONAL,
     "oracle_err": NUMBER + OPTIONAL, "ratio": NUMBER + OPTIONAL, "ok": (bool,), "absent": (bool,), "error": TEXT + OPTIONAL,
-}  # fmt: skip
+}
 STEP = {"batch": (int, *OPTIONAL), "tokens_per_s": NUMBER + OPTIONAL, "mfu": (dict, *OPTIONAL)}  # of kernel "step"
 KEPT = {"bytes_per_token_layer": NUMBER + OPTIONAL}  # of kernel "kept"
 
@@ -59,7 +59,7 @@ def _check_measured(record):
     ms, where = record["ms"], f"a line about {record['kernel']} by {record['provider']}"
     if record["direction"] not in (None, *DIRECTIONS) or record["mode"] not in (None, "graph", "eager"):
         raise ValueError(f"direction and mode are {record['direction']!r} and {record['mode']!r} in {where}, and must be one of "
-                         f"{', '.join(DIRECTIONS)} and graph or eager, or null")  # fmt: skip
+                         f"{', '.join(DIRECTIONS)} and graph or eager, or null")
     if ms is not None and not (record["ok"] and ms.keys() == {"p20", "p50", "p80"} and 0 < ms["p20"] <= ms["p50"] <= ms["p80"]):
         raise ValueError(f"ms is {ms} with ok {record['ok']} in {where}, and must be positive and rising p20, p50, p80 of what is ok")
     if record["ok"] == bool(record["error"]) or (record["absent"] and record["ok"]):
@@ -99,17 +99,17 @@ def key(record):
 GOALS = {  # per cent of the roofline, as the columns' directions: what we are after
     "rmsnorm": "92 / 85", "add_rmsnorm": "90 / 85", "rope": "90 / 90", "swiglu": "93 / 90", "cross_entropy": "88",
     "linear_cross_entropy": "85", "embedding": "90 / 60", "adamw": "90 / 90", "attention": "57 / 33",
-}  # fmt: skip
+}
 ONE_PASS = ("cross_entropy", "linear_cross_entropy")  # forward already knows the gradient: only both together mean something
 ROWS = [
     *((kernel, "reference") for kernel in COUNTS if kernel != "attention"),
     *(("attention", f"T={T}k") for T in (1, 2, 4, 8, 16)),
     *((kernel, "1.3B") for kernel in COUNTS if kernel not in ("attention", "adamw")),
-]  # fmt: skip
+]
 STEP_PROVIDERS = {
     "ours": "ours, Triton attention", "ours-cudnn": "ours, cuDNN attention", "compile": "same model, torch.compile + fused AdamW",
     "huggingface": "Hugging Face", "huggingface-liger": "Hugging Face + Liger",
-}  # fmt: skip
+}
 
 
 def _kernel_row(records, kernel, shape):
@@ -149,7 +149,7 @@ def _kernel_row(records, kernel, shape):
     name = kernel + (" (norm / update)" if kernel == "adamw" else " (loss and gradient)" if kernel in ONE_PASS else "")
     return [name, shape, ours("ms", "{:.3f}"), ours("roofline_pct", "{:.0f}"), GOALS[kernel] if shape in ("reference", "T=2k") else "",
             *(f"{peer}: {ratio(peer)}" if kernel == "attention" else ratio(peer) for peer in peers),
-            memory("ours"), memory("eager")]  # fmt: skip
+            memory("ours"), memory("eager")]
 
 
 def _table(head, rows):
@@ -165,7 +165,7 @@ def _step_rows(records):
             continue
         mfu = record["mfu"]
         yield [name, record["batch"], f"{record['tokens_per_s']:,.0f}", f"{mfu['causal']:.1%} / {mfu['full']:.1%}",
-               f"{mfu['causal_of_measured']:.1%}", f"{record['peak_mb'] / 1024:.1f}"]  # fmt: skip
+               f"{mfu['causal_of_measured']:.1%}", f"{record['peak_mb'] / 1024:.1f}"]
 
 
 def _kept_rows(records):
@@ -207,13 +207,13 @@ def _gpu(gpu, machine, records):
     if machine:
         lines += [f"torch {machine['torch']}, triton {machine['triton']}, driver {machine['driver']}, {machine['time'][:10]}. "
                   f"Rooflines use rates of the same run: copy, {machine['copy_tbps']:.2f} TB/s, and the matrix products of the 1.3B model, "
-                  f"{machine['gemm_tflops']:.0f} TFLOP/s.", ""]  # fmt: skip
+                  f"{machine['gemm_tflops']:.0f} TFLOP/s.", ""]
     lines += _table(["kernel", "shape", "ours, ms forward / backward", "% of roofline", "goal", "torch.compile over ours",
                      "eager over ours", "Liger over ours", "peak MiB, ours", "eager"],
                     [_kernel_row(records, *row) for row in ROWS])
     lines += ["", "Peer over ours: the median of the paired ratios, above 1 we are faster. Attention's peers stand in its cells.", ""]
     lines += _table(["training, 1.3B parameters, T = 2048", "batch", "tokens/s", "MFU causal / full, of 989 TFLOP/s",
-                     "causal MFU of the measured products' rate", "peak GiB"], _step_rows(records))  # fmt: skip
+                     "causal MFU of the measured products' rate", "peak GiB"], _step_rows(records))
     lines += ["", *_table(["kept for backward", "per token and layer, D = 2048, F = 5504"], _kept_rows(records)), ""]
     return lines
 

@@ -16,14 +16,14 @@ next to each other in memory, as the engine lays them out.
 import torch
 import torch.nn.functional as F
 
+from minillama.nn.model import BLOCK_NAMES
+
 from .attention import attention_backward, attention_forward
 from .launch import check, check_shape
 from .rmsnorm import add_rmsnorm_backward, add_rmsnorm_forward, rmsnorm_forward
 from .rope import rope_backward, rope_forward
 from .sdpa import sdpa_backward, sdpa_forward
 from .swiglu import swiglu_backward, swiglu_forward
-
-NAMES = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3")
 
 
 def merged(*weights):
@@ -129,11 +129,11 @@ def block_backward(dout, cache):
 
 
 class Block(torch.autograd.Function):
-    """The pair for autograd: one node per layer. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of NAMES."""
+    """The pair for autograd: one node per layer. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of BLOCK_NAMES."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, config, attention, *weights):
-        params = dict(zip(NAMES, weights, strict=True))
+        params = dict(zip(BLOCK_NAMES, weights, strict=True))
         out, (kept, (graph, *_)) = block_forward(x, params, cos, sin, config, attention)
         ctx.save_for_backward(cos, sin, *weights, *kept)
         ctx.rest = graph, config, attention
@@ -142,12 +142,12 @@ class Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         cos, sin, *saved = ctx.saved_tensors
-        weights, kept = saved[:len(NAMES)], saved[len(NAMES):]
+        weights, kept = saved[:len(BLOCK_NAMES)], saved[len(BLOCK_NAMES):]
         graph, config, attention = ctx.rest
-        dx, grads = block_backward(dout, (kept, (graph, dict(zip(NAMES, weights)), cos, sin, config, attention)))
-        return dx, None, None, None, None, *(grads[name] for name in NAMES)
+        dx, grads = block_backward(dout, (kept, (graph, dict(zip(BLOCK_NAMES, weights)), cos, sin, config, attention)))
+        return dx, None, None, None, None, *(grads[name] for name in BLOCK_NAMES)
 
 
 def block(x, params, cos, sin, config, attention="triton"):
     """block_forward with autograd: (B, T, D) -> (B, T, D). params: the 9 tensors of a layer under their short names."""
-    return Block.apply(x, cos, sin, config, attention, *(params[name] for name in NAMES))
+    return Block.apply(x, cos, sin, config, attention, *(params[name] for name in BLOCK_NAMES))

@@ -63,7 +63,7 @@ def cross_entropy_forward_kernel(
     nats_ptr, peak_ptr, total_ptr,              # out: (N,) three times
     N, V, stride,                               # stride: elements from one row to the next
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     raw = tl.load(targets_ptr + row, row < N, other=IGNORED)
     target, scored, nan = _classify(raw, V)
@@ -89,7 +89,7 @@ def cross_entropy_backward_kernel(
     dlogits_ptr,                                                        # out: (N, V)
     N, V, stride,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < N)[:, None] & (column < V)[None, :]
@@ -109,7 +109,7 @@ def cross_entropy_one_pass_kernel(
     nats_ptr,                                   # out: (N,)
     N, V, stride, G,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+):
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     scale = tl.load(scale_ptr)
@@ -136,7 +136,7 @@ def cross_entropy_two_pass_kernel(
     nats_ptr,                                   # out: (N,)
     V, stride,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     target, scored, nan = _classify(tl.load(targets_ptr + row), V)
     peak = tl.full((1,), float("-inf"), tl.float32)
@@ -218,7 +218,7 @@ def token_nats(logits, targets):
     nats, peak, total = (torch.empty(N, dtype=torch.float32, device=logits.device) for _ in range(3))
     shape = _tile(V, 4096, 2048)
     launch(cross_entropy_forward_kernel, (triton.cdiv(N, shape["ROWS"]),), logits, targets, nats, peak, total,
-           N, V, logits.stride(0), **shape)  # fmt: skip
+           N, V, logits.stride(0), **shape)
     return nats, peak, total
 
 
@@ -261,7 +261,7 @@ def cross_entropy_backward(dout, cache):
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     shape = _tile(V, 4096, 4096)
     launch(cross_entropy_backward_kernel, (triton.cdiv(N, shape["ROWS"]), triton.cdiv(V, shape["BLOCK"])),
-           dout, scale, flat, targets.reshape(-1).contiguous(), peak, total, dlogits, N, V, flat.stride(0), **shape)  # fmt: skip
+           dout, scale, flat, targets.reshape(-1).contiguous(), peak, total, dlogits, N, V, flat.stride(0), **shape)
     return dlogits
 
 
@@ -284,7 +284,7 @@ def cross_entropy_(logits, targets, scale):
     check("cross_entropy_", logits=logits, scale=scale)
     if logits.ndim != 2 or logits.stride(1) != 1 or (len(logits) > 1 and logits.stride(0) < logits.shape[1]):
         raise ValueError(f"cross_entropy_: logits has shape {tuple(logits.shape)} and strides {logits.stride()}, "
-                         "and must be (N, V) with contiguous rows that do not overlap")  # fmt: skip
+                         "and must be (N, V) with contiguous rows that do not overlap")
     N, V = logits.shape
     check_ids("cross_entropy_", (N,), logits.device, targets=targets)
     check_shape("cross_entropy_", (), scale=scale)
@@ -302,7 +302,7 @@ def cross_entropy_(logits, targets, scale):
     programs = min(N, resident * multiprocessors(logits))
     stages = 1 if architecture(logits) == "gfx942" else 2        # AMD would fetch the next row into registers, not into shared memory
     launch(cross_entropy_one_pass_kernel, (programs,), logits, targets, scale, nats, N, V, logits.stride(0), programs,
-           BLOCK=block, STAGES=stages, num_warps=min(16, max(1, block // 1024)))  # fmt: skip
+           BLOCK=block, STAGES=stages, num_warps=min(16, max(1, block // 1024)))
     return nats
 
 

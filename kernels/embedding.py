@@ -44,7 +44,7 @@ def embedding_forward_kernel(
     out_ptr,                                    # out: (N, D)
     N, V, D, stride,                            # stride: elements from one row of weight to the next
     MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # MULTIPLE divides D and stride: how wide a vector may be
-):  # fmt: skip
+):
     D, stride = _divisible(D, MULTIPLE), _divisible(stride, MULTIPLE)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -71,7 +71,7 @@ def embedding_tile_kernel(
     partial_ptr,                                # out: (N // TILE, D), only the rows of tiles that belong to one id
     D, stride,
     TILE: tl.constexpr, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     D, stride = _divisible(D, MULTIPLE), _divisible(stride, MULTIPLE)
     tile = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -87,7 +87,7 @@ def embedding_backward_kernel(
     dweight_ptr,                                   # out: (V, D)
     D, stride,
     TILE: tl.constexpr, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     D, stride = _divisible(D, MULTIPLE), _divisible(stride, MULTIPLE)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -143,7 +143,7 @@ def embedding_forward(tokens, weight):
     N, stride, shape = len(flat), table.stride(0), _tile(D, 4096)
     out = torch.empty((*tokens.shape, D), dtype=weight.dtype, device=weight.device)
     launch(embedding_forward_kernel, (triton.cdiv(N, shape["ROWS"]), triton.cdiv(D, shape["BLOCK"])), flat, table, out,
-           N, V, D, stride, MULTIPLE=_multiple(D, stride), **shape)  # fmt: skip
+           N, V, D, stride, MULTIPLE=_multiple(D, stride), **shape)
     return out, (tokens, weight.shape, weight.dtype)
 
 

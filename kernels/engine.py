@@ -6,7 +6,6 @@ optimiser rewrites in the pass that updates them [Micikevicius et al. 2018, arXi
 """
 import importlib.util
 import math
-import os
 from contextlib import contextmanager
 
 import torch
@@ -19,14 +18,10 @@ from minillama.nn import IGNORE, init_params, param_shapes
 from minillama.nn.model import check_tokens
 
 from . import reference
+from .interpreter import interpreted
 from .model import KVCache, Llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def interpreted():
-    """True where Triton is to step through its kernels on the processor."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def resolve(kernels="reference", device=None, dtype=None, training=False):
@@ -129,7 +124,7 @@ class TorchEngine:
     """
 
     def __init__(self, model_config, train_config=None, params=None, threads=None, device=None, kernels="reference", dtype=None,
-                 attention="triton"):  # fmt: skip
+                 attention="triton"):
         """Without train_config the engine only infers; without params it starts from fresh ones."""
         self.device, self.dtype = resolve(kernels, device, dtype, train_config is not None)
         self.name = "torch" if kernels == "reference" else "triton"

@@ -4,13 +4,14 @@ Kernels run on CUDA tensors. With TRITON_INTERPRET=1 in the environment before T
 statement by statement in Python on CPU tensors, where a debugger can step through it.
 """
 import contextlib
-import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # what Triton itself looks at
+from .interpreter import interpreted
+
+INTERPRETED = interpreted()  # fixed at import, as in Triton itself
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MULTIPROCESSORS = 132  # of an H100 or H200: what a launch is planned for where there is no device to ask
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import ModuleList, Parameter
 
+from minillama.config import ATTENTIONS
 from minillama.errors import InputError
 from minillama.nn import decode, init_params
 from minillama.nn.model import layer_params
@@ -19,7 +20,6 @@ from minillama.nn.model import layer_params
 from . import reference
 
 KERNELS = ("reference", "triton")
-ATTENTIONS = ("triton", "cudnn", "flash")  # what computes the attention of the Triton block
 
 
 class Ops(NamedTuple):

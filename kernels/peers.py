@@ -176,7 +176,7 @@ def _rmsnorm_workload():
 
     return Workload("ND", lambda shape, draw: (draw.normal(shape["N"], shape["D"]), draw.normal(shape["D"])),
                     lambda: autograd(_rmsnorm, (0, 1)),
-                    _peers("rmsnorm", (0, 1), _rmsnorm, ("rmsnorm", "rmsnorm_forward", "rmsnorm_backward"), liger, quack))  # fmt: skip
+                    _peers("rmsnorm", (0, 1), _rmsnorm, ("rmsnorm", "rmsnorm_forward", "rmsnorm_backward"), liger, quack))
 
 
 def _add_rmsnorm(x, residual, weight):
@@ -201,7 +201,7 @@ def _add_rmsnorm_workload():
 
     ours = ("rmsnorm", "add_rmsnorm_forward", "add_rmsnorm_backward", lambda dx, dweight: (dx, dx, dweight))
     return Workload("ND", inputs, lambda: autograd(_add_rmsnorm, (0, 1, 2)),
-                    _peers("add_rmsnorm", (0, 1, 2), _add_rmsnorm, ours, liger, quack))  # fmt: skip
+                    _peers("add_rmsnorm", (0, 1, 2), _add_rmsnorm, ours, liger, quack))
 
 
 def halves(x):
@@ -237,7 +237,7 @@ def _rope_workload():
         return autograd(liger_rope, (0, 1), enter, leave=lambda outputs, gradients: (together(outputs), together(gradients)))
 
     return Workload("NTDH", inputs, lambda: autograd(reference.rope_forward, (0,)),
-                    _peers("rope", (0,), reference.rope_forward, ("rope", "rope_forward", "rope_backward"), liger))  # fmt: skip
+                    _peers("rope", (0,), reference.rope_forward, ("rope", "rope_forward", "rope_backward"), liger))
 
 
 def _swiglu_workload():
@@ -250,7 +250,7 @@ def _swiglu_workload():
         return autograd(liger_swiglu, (0, 1), copies)
 
     return Workload("NF", inputs, lambda: autograd(reference.swiglu_forward, (0, 1)),
-                    _peers("swiglu", (0, 1), reference.swiglu_forward, ("swiglu", "swiglu_forward", "swiglu_backward"), liger))  # fmt: skip
+                    _peers("swiglu", (0, 1), reference.swiglu_forward, ("swiglu", "swiglu_forward", "swiglu_backward"), liger))
 
 
 # ------------------------------------------------------------------------------------------------------------ losses and embedding
@@ -314,7 +314,7 @@ def _linear_cross_entropy_workload():
 
     pair = ("linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward")
     return Workload("NDV", inputs, lambda: autograd(_linear_cross_entropy, (0, 1)),
-                    _peers("linear_cross_entropy", (0, 1), _linear_cross_entropy, pair, liger, torch_lce=torch_lce, cce=cce))  # fmt: skip
+                    _peers("linear_cross_entropy", (0, 1), _linear_cross_entropy, pair, liger, torch_lce=torch_lce, cce=cce))
 
 
 def _embedding_workload():
@@ -328,7 +328,7 @@ def _embedding_workload():
 
     return Workload("NDV", inputs, lambda: autograd(reference.embedding_forward, (1,)),
                     _peers("embedding", (1,), reference.embedding_forward, ("embedding", "embedding_forward", "embedding_backward"),
-                           liger))  # fmt: skip
+                           liger))
 
 
 # -------------------------------------------------------------------------------------------------------------- optimiser, attention
@@ -365,7 +365,7 @@ def _adamw_workload():
             parts = [x.split(PIECE) for x in inputs]
             params = [piece.detach().requires_grad_() for piece in parts[0]]
             optimizer = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True,
-                                          capturable=param.is_cuda)  # fmt: skip
+                                          capturable=param.is_cuda)
             for piece, *rest in zip(params, *parts[1:4]):
                 piece.grad, mean, square = rest
                 step = torch.full((), STEP - 1, dtype=torch.float32, device=param.device)
@@ -434,10 +434,10 @@ def _attention_workload():
 
     backends = {name: pinned(f"{name.upper()}_ATTENTION") for name in ("flash", "cudnn", "efficient")}
     packages = {"flash_attn": package("flash_attn"), "flash_attn_3": package("flash_attn_interface"),
-                "flash_attn_4": package("flash_attn.cute")}  # fmt: skip
+                "flash_attn_4": package("flash_attn.cute")}
     return Workload("NTDH", inputs, lambda: autograd(reference.attention_forward, (0, 1, 2)),
                     _peers("attention", (0, 1, 2), reference.attention_forward, ("attention", "attention_forward", "attention_backward"),
-                           compiled=False, flex=flex, **backends, **packages))  # fmt: skip
+                           compiled=False, flex=flex, **backends, **packages))
 
 
 WORKLOADS = {

@@ -30,7 +30,7 @@ def rmsnorm_forward_kernel(
     out_ptr, total_ptr, rstd_ptr,             # out: (N, D) twice, (N,)
     N, D, x_stride, residual_stride, eps,     # strides: elements from one row to the next
     RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < N)[:, None] & (column < D)[None, :]
@@ -53,7 +53,7 @@ def rmsnorm_backward_kernel(
     dx_ptr, partial_ptr,                                # out: (N, D), (G, D)
     N, D, dout_stride, dtotal_stride, x_stride, G,
     RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     weight = tl.load(weight_ptr + column, column < D, other=0.0).to(tl.float32)
@@ -111,7 +111,7 @@ def _forward(op, x, residual, weight, eps):
     rstd = torch.empty(N, dtype=torch.float32, device=x.device)
     shape = _shape(D)
     launch(rmsnorm_forward_kernel, (triton.cdiv(N, shape["ROWS"]),), flat, added, weight, out, out if total is None else total, rstd,
-           N, D, flat.stride(0), added.stride(0), eps, RESIDUAL=residual is not None, **shape)  # fmt: skip
+           N, D, flat.stride(0), added.stride(0), eps, RESIDUAL=residual is not None, **shape)
     return out, total, rstd
 
 
@@ -128,7 +128,7 @@ def _backward(op, dout, dtotal, cache):
     dweight = torch.empty(D, dtype=weight.dtype, device=x.device)
     partial = torch.empty((programs, D), dtype=torch.float32, device=x.device)
     launch(rmsnorm_backward_kernel, (programs,), dflat, dadded, flat, weight, rstd, dx, partial,
-           N, D, dflat.stride(0), dadded.stride(0), flat.stride(0), programs, RESIDUAL=dtotal is not None, **shape)  # fmt: skip
+           N, D, dflat.stride(0), dadded.stride(0), flat.stride(0), programs, RESIDUAL=dtotal is not None, **shape)
     launch(column_sum_kernel, (triton.cdiv(D, 32),), partial, dweight, programs, D, ROWS=32, BLOCK=32, num_warps=4)
     return dx, dweight
 

@@ -29,7 +29,7 @@ def rope_kernel(
     x_batch, x_time, x_head,                  # strides, in elements; channels lie side by side
     out_batch, out_time, out_head,
     BACKWARD: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     token = tl.program_id(0).to(tl.int64)
     batch, time = token // T, token % T
     head = tl.program_id(1).to(tl.int64) * HEADS + tl.arange(0, HEADS)
@@ -66,7 +66,7 @@ def _rotate(op, x, cos, sin, out, backward):
     block = max(2, triton.next_power_of_2(Dh))
     heads = min(triton.next_power_of_2(H), max(1, 2048 // block))
     launch(rope_kernel, (B * T, triton.cdiv(H, heads)), x, cos.contiguous(), sin.contiguous(), out, T, H, Dh,
-           *x.stride()[:3], *out.stride()[:3], BACKWARD=backward, HEADS=heads, BLOCK=block, num_warps=4)  # fmt: skip
+           *x.stride()[:3], *out.stride()[:3], BACKWARD=backward, HEADS=heads, BLOCK=block, num_warps=4)
     return out
 
 

@@ -11,14 +11,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from minillama.config import ATTENTIONS
+
 from .attention import attention_backward, attention_forward
 
 PINNED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-BACKENDS = ("triton", *PINNED)
 
 
 def sdpa_forward(q, k, v, backend):
-    """Causal attention by one of BACKENDS.
+    """Causal attention by one of ATTENTIONS.
 
     Args:
         q, k, v: (B, T, H, Dh) float    q and k already rotated
@@ -35,8 +36,8 @@ def sdpa_forward(q, k, v, backend):
     if backend == "triton":
         out, kept = attention_forward(q, k, v)
         return out, (backend, kept)
-    if backend not in BACKENDS:
-        raise ValueError(f"sdpa_forward: backend is {backend!r}, and must be one of {', '.join(BACKENDS)}")
+    if backend not in ATTENTIONS:
+        raise ValueError(f"sdpa_forward: backend is {backend!r}, and must be one of {', '.join(ATTENTIONS)}")
     if backend == "cudnn" and q.device.type != "cuda":
         raise ValueError(f"sdpa_forward: q is on {q.device}, and must be on a CUDA device for the back end cudnn")
     graph = not q.is_inference()

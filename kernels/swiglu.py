@@ -23,7 +23,7 @@ def swiglu_forward_kernel(
     gate_ptr, up_ptr, out_ptr,                # (N, F) each
     F, gate_stride, up_stride, out_stride,    # strides: elements from one row to the next
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(F, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     row, column = program // tiles, (program % tiles) * BLOCK + tl.arange(0, BLOCK)
@@ -39,7 +39,7 @@ def swiglu_backward_kernel(
     dgate_ptr, dup_ptr, product_ptr,          # out: (N, F) each
     F, dout_stride, gate_stride, up_stride, grad_stride,
     PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(F, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     row, column = program // tiles, (program % tiles) * BLOCK + tl.arange(0, BLOCK)
@@ -112,7 +112,7 @@ def swiglu_backward(dout, cache, out=None, product=None):
     dgate, dup = out.chunk(2, -1)
     grid, shape = _grid(N, F)
     launch(swiglu_backward_kernel, grid, d, g, u, dgate, dup, dgate if product is None else product,
-           F, d.stride(0), g.stride(0), u.stride(0), 2 * F, PRODUCT=product is not None, **shape)  # fmt: skip
+           F, d.stride(0), g.stride(0), u.stride(0), 2 * F, PRODUCT=product is not None, **shape)
     return dgate, dup
 
 
@@ -139,7 +139,7 @@ def _(dout, gate, up):
 
 
 _swiglu.register_autograd(lambda ctx, dout: _swiglu_backward(dout, *ctx.saved_tensors).chunk(2, -1),
-                          setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))  # fmt: skip
+                          setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
 def swiglu(gate, up):

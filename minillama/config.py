@@ -17,6 +17,7 @@ FORMATS = {  # what a model is exported as; a module of `interop` each
 }
 FILE_DTYPES = ("f32", "f16", "bf16")  # of exported weights: float32, float16, bfloat16
 ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.make_engine` builds them
+ATTENTIONS = ("triton", "cudnn", "flash")  # what computes attention of engine triton
 
 
 def _field(default, help, low=None, high=None, above=None):

@@ -41,6 +41,11 @@ def test_faults_are_found():
         assert fault in faults[kernel], (kernel, faults[kernel])
 
 
+def test_asking_for_the_interpreter_imports_nothing():
+    done = run("-c", "import sys; from kernels.interpreter import interpreted; print(interpreted(), {'torch', 'triton'} & {*sys.modules})")
+    assert done.stdout == "False set()\n", done.stderr
+
+
 def test_bad_arguments():
     for arguments, sentence in (
         (["--targets", "sm_20"], "--targets names 'sm_20', and there are sm_80, sm_90, gfx942"),

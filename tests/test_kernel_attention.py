@@ -9,7 +9,8 @@ from kernel_check import DEVICE, DTYPES, check_pair, close, rounded, tensors
 from kernels import attention as module
 from kernels import launch, reference
 from kernels.attention import MAX_GRID, MAX_HEAD_DIM, TILES, attention, attention_backward, attention_forward
-from kernels.sdpa import BACKENDS, sdpa_backward, sdpa_forward
+from kernels.sdpa import PINNED, sdpa_backward, sdpa_forward
+from minillama.config import ATTENTIONS
 from minillama.nn import attention_backward as numpy_backward
 from minillama.nn import attention_forward as numpy_forward
 from minillama.nn.flash import flash_attention_backward, flash_attention_forward
@@ -236,7 +237,7 @@ def test_pytorchs_attention():
 
 def test_kernels_behind_the_same_interface():
     q, k, v = tensors(arrays((1, 20, 2, 8)), torch.float32)
-    (out, cache), (expected, expected_cache) = sdpa_forward(q, k, v, BACKENDS[0]), attention_forward(q, k, v)
+    (out, cache), (expected, expected_cache) = sdpa_forward(q, k, v, ATTENTIONS[0]), attention_forward(q, k, v)
     assert torch.equal(out, expected)
     for grad, other in zip(sdpa_backward(q, cache), attention_backward(q, expected_cache), strict=True):
         assert torch.equal(grad, other)
@@ -276,6 +277,10 @@ def test_bad_buffers_and_gradients():
         attention_backward(q[:, :, :1], cache)
     with pytest.raises(ValueError, match="attention_backward: dout has dtype float16, and must have q's: float32"):
         attention_backward(q.half(), cache)
+
+
+def test_every_back_end_has_its_name():
+    assert ("triton", *PINNED) == ATTENTIONS
 
 
 def test_bad_back_end():
