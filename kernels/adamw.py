@@ -78,7 +78,7 @@ def _check_flat(op, **tensors):
     check(op, **tensors)
     for name, tensor in tensors.items():
         if tensor.ndim != 1 or not tensor.is_contiguous():
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}, and must be flat and contiguous")
+            raise ValueError(f"{op}: {name} must be flat and contiguous, got shape {tuple(tensor.shape)}, strides {tensor.stride()}")
 
 
 def clip_coefficient(grad, max_norm):
@@ -121,7 +121,7 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     check_same("adamw_step", "shape", **given)
     for name in ("param", "m", "v"):
         if given[name].dtype != torch.float32:
-            raise ValueError(f"adamw_step: {name} is {str(given[name].dtype).removeprefix('torch.')}, and must be float32")
+            raise ValueError(f"adamw_step: {name} must be float32, got {str(given[name].dtype).removeprefix('torch.')}")
     n = len(param)
     launch(adamw_kernel, (triton.cdiv(n, BLOCK),), param, grad, m, v,
            param if coefficient is None else coefficient, param if copy is None else copy,

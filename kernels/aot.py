@@ -268,16 +268,16 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="a JSON object per line instead of a table")
     arguments = parser.parse_args(argv)
     if interpreted():
-        parser.exit(2, "error: TRITON_INTERPRET=1 is set, and the interpreter compiles nothing: unset it\n")
+        parser.exit(2, "error: TRITON_INTERPRET must not be set, got 1: the interpreter compiles nothing\n")
     targets = arguments.targets.split(",")
     for target in targets:
         if target not in TARGETS:
-            parser.exit(2, f"error: --targets names {target!r}, and there are {', '.join(TARGETS)}\n")
+            parser.exit(2, f"error: --targets must be some of {','.join(TARGETS)}, got {target!r}\n")
     examples = [example for example in EXAMPLES if arguments.only in example]
     if not examples:
-        parser.exit(2, f"error: no example's name contains {arguments.only!r}: there are {', '.join(EXAMPLES)}\n")
+        parser.exit(2, f"error: --only must be part of an example's name, got {arguments.only!r}: the examples are {', '.join(EXAMPLES)}\n")
     if arguments.jobs < 1:
-        parser.exit(2, f"error: --jobs is {arguments.jobs}, and must be at least 1\n")
+        parser.exit(2, f"error: --jobs must be at least 1, got {arguments.jobs}\n")
     faulty = 0
     for row in compile_all(examples, targets, arguments.jobs):
         faulty += bool(row["faults"])

@@ -233,9 +233,9 @@ def _checked(op, q, k, v):
     check_same(op, "shape", q=q, k=k, v=v)
     check_same(op, "dtype", q=q, k=k, v=v)
     if q.ndim != 4 or q.shape[-1] % 2 or q.shape[-1] > MAX_HEAD_DIM:
-        raise ValueError(f"{op}: q has shape {tuple(q.shape)}, and must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}")
+        raise ValueError(f"{op}: q must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}, got shape {tuple(q.shape)}")
     if max(q.shape[0], q.shape[2]) > MAX_GRID:
-        raise ValueError(f"{op}: q has shape {tuple(q.shape)}, and must have at most {MAX_GRID} sequences and heads")
+        raise ValueError(f"{op}: q must have at most {MAX_GRID} sequences and heads, got shape {tuple(q.shape)}")
     return _readable(q), _readable(k), _readable(v)
 
 
@@ -252,7 +252,7 @@ def _buffer(op, name, out, q):
     check_same(op, "shape", q=q, **{name: out})
     check_same(op, "dtype", q=q, **{name: out})
     if _readable(out) is not out:
-        raise ValueError(f"{op}: {name} has strides {out.stride()}, and must have its channels side by side (stride 1)")
+        raise ValueError(f"{op}: {name} must have contiguous channels (stride 1), got strides {out.stride()}")
     return out
 
 

@@ -224,18 +224,18 @@ class Judge:
         douts = tuple(dout.clone() for dout in self.douts)
         results = self._detached(peers.run(contender, self._inputs(), douts, both))
         if len(results) != len(self.exact):
-            return Verdict(math.inf, 0.0, f"gives {len(results)} outputs and gradients, and there are {len(self.exact)}")
+            return Verdict(math.inf, 0.0, f"must give {len(self.exact)} outputs and gradients, got {len(results)}")
         worst, verdict = -1.0, None
         for found, exact, reference in zip(results, self.exact, self.reference):
             if found.shape != exact.shape:
-                return Verdict(math.inf, 0.0, f"gives shape {tuple(found.shape)}, not {tuple(exact.shape)}")
+                return Verdict(math.inf, 0.0, f"must give shape {tuple(exact.shape)}, got {tuple(found.shape)}")
             error, scale = _error(found, exact)
             allowed = FACTOR * reference + EPS * torch.finfo(self.case.dtype).eps * scale
             used = error / allowed if error > 0 else 0.0 if error == 0 else math.inf  # NaN is neither
             if used > worst:
                 worst, unit = used, scale or 1.0
-                wrong = None if error <= allowed else f"error {error / unit:.3g} of the largest value, and {allowed / unit:.3g} is allowed"
-                verdict = Verdict(error / unit, reference / unit, wrong)
+                wrong = f"error must be at most {allowed / unit:.3g} of the largest value, got {error / unit:.3g}"
+                verdict = Verdict(error / unit, reference / unit, None if error <= allowed else wrong)
         return verdict
 
 
@@ -477,16 +477,16 @@ def plan(suites, only, smoke):
 
 
 class Usage(Exception):
-    """A flag that says what cannot be."""
+    """A flag whose value is not allowed, or that does not go with the others."""
 
 
 def _listed(flag, text, allowed):
     chosen = [part.strip() for part in text.split(",") if part.strip()]
     for name in chosen:
         if name not in allowed:
-            raise Usage(f"{flag} names {name!r}, and there are {', '.join(allowed)}")
+            raise Usage(f"{flag} must be some of {','.join(allowed)}, got {name!r}")
     if not chosen:
-        raise Usage(f"{flag} names nothing, and there are {', '.join(allowed)}")
+        raise Usage(f"{flag} must be some of {','.join(allowed)}, got none")
     return chosen
 
 
@@ -536,20 +536,20 @@ def parse(argv):
     chosen = [p for p in known if p not in peers.OPTIONAL]
     arguments.peers = ["ours", *_listed("--peers", arguments.peers, known)] if arguments.peers is not None else chosen
     if not (arguments.minutes > 0 and math.isfinite(arguments.minutes)):
-        raise Usage(f"--minutes is {arguments.minutes}, and must be a positive number")
+        raise Usage(f"--minutes must be a positive number, got {arguments.minutes}")
     if arguments.resume and not arguments.json:
-        raise Usage("--resume needs the file of --json to go on with")
+        raise Usage("--resume needs --json FILE, the file to continue")
     if arguments.into and arguments.render is None:
-        raise Usage("--into goes with --render")
+        raise Usage("--into needs --render")
     if arguments.json and not arguments.resume and Path(arguments.json).exists():
-        raise Usage(f"{arguments.json} already exists: --resume goes on with it, another --json starts anew")
+        raise Usage(f"--json must name a new file, got {arguments.json}, which exists: add --resume to continue it")
     if not (arguments.memory or arguments.render is not None):
         if arguments.smoke and not interpreted():
-            raise Usage("--smoke runs interpreted kernels: set TRITON_INTERPRET=1")
+            raise Usage("--smoke runs the kernels in Triton's interpreter: set TRITON_INTERPRET=1")
         if not arguments.smoke and not torch.cuda.is_available():
-            raise Usage("no CUDA GPU is here to measure on; --smoke tests the program, --memory counts bytes, --render prints results")
+            raise Usage("there is no CUDA GPU to measure on: --smoke tests this program, --memory counts bytes, --render prints results")
         if not arguments.smoke and interpreted():
-            raise Usage("TRITON_INTERPRET=1 is set, and the interpreter's times mean nothing: unset it")
+            raise Usage("TRITON_INTERPRET must not be set, got 1: times of the interpreter mean nothing")
     return arguments
 
 
@@ -585,15 +585,15 @@ def measure(arguments):
             work = [unit for kernel, shape in todo for unit in _units(bench, kernel, shape, arguments, device, warmup, steps)]
             for number, (name, unit) in enumerate(work):
                 if time.monotonic() - started > 60 * arguments.minutes:
-                    print(f"stopped after {arguments.minutes:g} minutes, before {name}: {number} of {len(work)} done; go on with --resume",
-                          file=sys.stderr)
+                    print(f"stopped after {arguments.minutes:g} minutes, before {name}: {number} of {len(work)} done; "
+                          "continue with --resume", file=sys.stderr)
                     break
                 unit()
                 free()
             results.write(machine | {"when": "after", "clocks": None if smoke else clocks()})
     except Lost as error:
-        print(f"error: the GPU is lost to this process after the last failure ({error}): go on with --resume, which leaves that one out",
-              file=sys.stderr)
+        print(f"error: the GPU no longer answers this process after the last failure ({error}): continue with --resume, "
+              "which skips that one", file=sys.stderr)
         status = 1
     finally:
         results.close()

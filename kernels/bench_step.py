@@ -269,7 +269,7 @@ def fitted(kept, dtype):
         sizes.append(kept(config, T, dtype))
     solution = np.linalg.lstsq(np.array(rows, float), np.array(sizes), rcond=None)[0]
     if np.abs(np.array(rows) @ solution - sizes).max() > 0.01 * max(sizes):
-        raise ValueError(f"{kept.__name__} is no sum of multiples of D, F, H, 1 and T H: {sizes}")
+        raise ValueError(f"{kept.__name__} must be a sum of multiples of D, F, H, 1 and T H, got {sizes}")
     return dict(zip(("D", "F", "H", "1", "TH"), np.round(solution, 3).tolist()))
 
 

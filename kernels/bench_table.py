@@ -40,17 +40,17 @@ def check_record(record):
     """Raise ValueError, one sentence, unless a line's fields are all there, of their types, and agree with each other."""
     kernel = record.get("kernel")
     if kernel not in ("machine", "step", "kept", *COUNTS):
-        raise ValueError(f"kernel is {kernel!r}, and must be machine, step, kept or one of {', '.join(COUNTS)}")
+        raise ValueError(f"kernel must be machine, step, kept or one of {', '.join(COUNTS)}, got {kernel!r}")
     expected = fields(kernel)
     for name, types in expected.items():
         if name not in record:
-            raise ValueError(f"{name} is missing from a line about {kernel}")
+            raise ValueError(f"a line about {kernel} must have the field {name}")
         if not isinstance(record[name], types) or (isinstance(record[name], bool) and bool not in types):
-            raise ValueError(f"{name} is {record[name]!r} in a line about {kernel}, and must be {' or '.join(t.__name__ for t in types)}")
+            raise ValueError(f"{name} must be {' or '.join(t.__name__ for t in types)} in a line about {kernel}, got {record[name]!r}")
     if extra := record.keys() - expected.keys():
-        raise ValueError(f"{min(extra)} is no field of a line about {kernel}")
+        raise ValueError(f"a line about {kernel} must not have the field {min(extra)}")
     if record["schema"] != SCHEMA:
-        raise ValueError(f"schema is {record['schema']}, and must be {SCHEMA}")
+        raise ValueError(f"schema must be {SCHEMA}, got {record['schema']}")
     if kernel != "machine":
         _check_measured(record)
 
@@ -58,12 +58,14 @@ def check_record(record):
 def _check_measured(record):
     ms, where = record["ms"], f"a line about {record['kernel']} by {record['provider']}"
     if record["direction"] not in (None, *DIRECTIONS) or record["mode"] not in (None, "graph", "eager"):
-        raise ValueError(f"direction and mode are {record['direction']!r} and {record['mode']!r} in {where}, and must be one of "
-                         f"{', '.join(DIRECTIONS)} and graph or eager, or null")
+        raise ValueError(f"in {where}, direction must be one of {', '.join(DIRECTIONS)} or null, and mode graph, eager or null, "
+                         f"got {record['direction']!r} and {record['mode']!r}")
     if ms is not None and not (record["ok"] and ms.keys() == {"p20", "p50", "p80"} and 0 < ms["p20"] <= ms["p50"] <= ms["p80"]):
-        raise ValueError(f"ms is {ms} with ok {record['ok']} in {where}, and must be positive and rising p20, p50, p80 of what is ok")
+        raise ValueError(f"in {where}, ms must be positive and rising p20, p50, p80, and null where ok is false, "
+                         f"got {ms} with ok {record['ok']}")
     if record["ok"] == bool(record["error"]) or (record["absent"] and record["ok"]):
-        raise ValueError(f"ok is {record['ok']} with error {record['error']!r} in {where}: what is not ok says why, and only that")
+        raise ValueError(f"{where} must be ok or have an error, and be absent only with an error, got ok {record['ok']}, "
+                         f"absent {record['absent']}, error {record['error']!r}")
 
 
 def read(paths=()):
@@ -82,7 +84,7 @@ def read(paths=()):
             except json.JSONDecodeError:
                 if number == len(lines):
                     continue
-                raise ValueError(f"{path} line {number} is no JSON") from None
+                raise ValueError(f"{path} line {number}: a line must be JSON") from None
             try:
                 check_record(record)
             except ValueError as error:
@@ -226,6 +228,6 @@ def into(path, text):
     """
     old = Path(path).read_text()
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise ValueError(f"{path} must hold one line {BEGIN} and after it one line {END}")
+        raise ValueError(f"{path} must have one line {BEGIN} and after it one line {END}")
     before, rest = old.split(BEGIN)
     Path(path).write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")

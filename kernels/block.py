@@ -62,7 +62,7 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
     """
     check("block_forward", x=x, **params)
     if x.ndim != 3 or x.shape[-1] != config.dim:
-        raise ValueError(f"block_forward: x has shape {tuple(x.shape)}, and must be (B, T, {config.dim})")
+        raise ValueError(f"block_forward: x must be (B, T, {config.dim}), got shape {tuple(x.shape)}")
     check_shape("block_forward", (config.dim, config.dim), **{name: params[name] for name in ("wq", "wk", "wv", "wo")})
     check_shape("block_forward", (config.hidden_dim, config.dim), w1=params["w1"], w3=params["w3"])
     check_shape("block_forward", (config.dim, config.hidden_dim), w2=params["w2"])

@@ -283,13 +283,13 @@ def cross_entropy_(logits, targets, scale):
     """
     check("cross_entropy_", logits=logits, scale=scale)
     if logits.ndim != 2 or logits.stride(1) != 1 or (len(logits) > 1 and logits.stride(0) < logits.shape[1]):
-        raise ValueError(f"cross_entropy_: logits has shape {tuple(logits.shape)} and strides {logits.stride()}, "
-                         "and must be (N, V) with contiguous rows that do not overlap")
+        raise ValueError("cross_entropy_: logits must be (N, V) with contiguous rows that do not overlap, "
+                         f"got shape {tuple(logits.shape)}, strides {logits.stride()}")
     N, V = logits.shape
     check_ids("cross_entropy_", (N,), logits.device, targets=targets)
     check_shape("cross_entropy_", (), scale=scale)
     if scale.dtype != torch.float32:
-        raise ValueError(f"cross_entropy_: scale is {str(scale.dtype).removeprefix('torch.')}, and must be float32")
+        raise ValueError(f"cross_entropy_: scale must be float32, got {str(scale.dtype).removeprefix('torch.')}")
     targets = targets.contiguous()
     nats = torch.empty(N, dtype=torch.float32, device=logits.device)
     aligned = V % 16 == 0 and (N == 1 or logits.stride(0) % 16 == 0)

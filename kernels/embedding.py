@@ -135,9 +135,9 @@ def embedding_forward(tokens, weight):
     check("embedding_forward", weight=weight)
     check_ids("embedding_forward", tokens.shape, weight.device, tokens=tokens)
     if weight.ndim != 2:
-        raise ValueError(f"embedding_forward: weight has shape {tuple(weight.shape)}, and must have two axes: vocabulary and channels")
+        raise ValueError(f"embedding_forward: weight must have two axes (vocabulary and channels), got shape {tuple(weight.shape)}")
     if tokens.numel() == 0:
-        raise ValueError(f"embedding_forward: tokens has shape {tuple(tokens.shape)}, and must hold at least one element")
+        raise ValueError(f"embedding_forward: tokens must hold at least one element, got shape {tuple(tokens.shape)}")
     V, D = weight.shape
     flat, table = tokens.reshape(-1).contiguous(), rows(weight)
     N, stride, shape = len(flat), table.stride(0), _tile(D, 4096)

@@ -80,15 +80,15 @@ def check(op, **tensors):
     first, device = next((name, tensor.device) for name, tensor in tensors.items())
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{op}: {name} is {_short(tensor.dtype)}, and must be bfloat16, float16 or float32")
+            raise ValueError(f"{op}: {name} must be bfloat16, float16 or float32, got {_short(tensor.dtype)}")
         if tensor.numel() == 0:
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, and must hold at least one element")
+            raise ValueError(f"{op}: {name} must hold at least one element, got shape {tuple(tensor.shape)}")
         if tensor.device != device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, and must be on {device}, where {first} is")
+            raise ValueError(f"{op}: {name} must be on the device of {first}, {device}, got {tensor.device}")
         if tensor.dtype == torch.bfloat16 and INTERPRETED:
-            raise ValueError(f"{op}: {name} is bfloat16, which Triton's interpreter computes on bit patterns: use float32 or float16")
+            raise ValueError(f"{op}: {name} must be float16 or float32 in Triton's interpreter, got bfloat16")
     if _recording is None and not (device.type == "cuda" or (device.type == "cpu" and INTERPRETED)):
-        raise ValueError(f"{op}: {first} is on {device}, and must be on a CUDA device (or on cpu, with TRITON_INTERPRET=1 set)")
+        raise ValueError(f"{op}: {first} must be on a CUDA device (or on the CPU with TRITON_INTERPRET=1 set), got {device}")
 
 
 def check_same(op, what, **tensors):
@@ -96,14 +96,14 @@ def check_same(op, what, **tensors):
     (first, expected), *others = ((name, getattr(tensor, what)) for name, tensor in tensors.items())
     for name, found in others:
         if found != expected:
-            raise ValueError(f"{op}: {name} has {what} {_short(found)}, and must have {first}'s: {_short(expected)}")
+            raise ValueError(f"{op}: {name} must have the {what} of {first}, {_short(expected)}, got {_short(found)}")
 
 
 def check_shape(op, shape, **tensors):
     """Raise ValueError unless each has this shape."""
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != tuple(shape):
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, and must have {tuple(shape)}")
+            raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def _short(what):
@@ -124,7 +124,7 @@ def check_ids(op, shape, device, **tensors):
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{op}: {name} is {_short(tensor.dtype)}, and must be int64 or int32")
+            raise ValueError(f"{op}: {name} must be int64 or int32, got {_short(tensor.dtype)}")
         if tensor.device != device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, and must be on {device}")
+            raise ValueError(f"{op}: {name} must be on {device}, got {tensor.device}")
     check_shape(op, shape, **tensors)

@@ -84,12 +84,12 @@ def linear_cross_entropy_forward(x, weight, targets, chunk=None, gradients=True)
     check(op, x=x, weight=weight)
     check_same(op, "dtype", x=x, weight=weight)
     if weight.ndim != 2:
-        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}, and must have two axes: vocabulary and channels")
+        raise ValueError(f"{op}: weight must have two axes (vocabulary and channels), got shape {tuple(weight.shape)}")
     V, D = weight.shape
     check_shape(op, (*x.shape[:-1], D), x=x)
     check_ids(op, x.shape[:-1], x.device, targets=targets)
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"{op}: chunk is {chunk!r}, and must be None or an integer of at least 1")
+        raise ValueError(f"{op}: chunk must be None or an integer of at least 1, got {chunk!r}")
     flat, flat_targets = rows(x), targets.reshape(-1).contiguous()
     N = len(flat)
     chunk = min(N, chunk or _chunk(N, V, x.itemsize))

@@ -102,7 +102,7 @@ def _forward(op, x, residual, weight, eps):
         check_same(op, "shape", x=x, residual=residual)
         check_same(op, "dtype", x=x, residual=residual)
     if D > MAX_DIM:
-        raise ValueError(f"{op}: x has {D} channels, and the kernel covers at most {MAX_DIM}")
+        raise ValueError(f"{op}: x must have at most {MAX_DIM} channels, got {D}")
     flat, weight = rows(x), weight.contiguous()
     added = flat if residual is None else rows(residual)
     N = len(flat)

@@ -52,7 +52,7 @@ def rope_kernel(
 def _rotate(op, x, cos, sin, out, backward):
     check(op, x=x, cos=cos, sin=sin)
     if x.ndim != 4 or x.shape[-1] % 2 or x.shape[-1] > MAX_HEAD_DIM:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, and must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}")
+        raise ValueError(f"{op}: x must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}, got shape {tuple(x.shape)}")
     B, T, H, Dh = x.shape
     check_shape(op, (T, Dh // 2), cos=cos, sin=sin)
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -62,7 +62,7 @@ def _rotate(op, x, cos, sin, out, backward):
         check_same(op, "shape", x=x, out=out)
         check_same(op, "dtype", x=x, out=out)
         if out.stride(-1) != 1:
-            raise ValueError(f"{op}: out has stride {out.stride(-1)} from channel to channel, and must have 1")
+            raise ValueError(f"{op}: out must have contiguous channels (stride 1), got strides {out.stride()}")
     block = max(2, triton.next_power_of_2(Dh))
     heads = min(triton.next_power_of_2(H), max(1, 2048 // block))
     launch(rope_kernel, (B * T, triton.cdiv(H, heads)), x, cos.contiguous(), sin.contiguous(), out, T, H, Dh,

@@ -37,9 +37,9 @@ def sdpa_forward(q, k, v, backend):
         out, kept = attention_forward(q, k, v)
         return out, (backend, kept)
     if backend not in ATTENTIONS:
-        raise ValueError(f"sdpa_forward: backend is {backend!r}, and must be one of {', '.join(ATTENTIONS)}")
+        raise ValueError(f"sdpa_forward: backend must be one of {', '.join(ATTENTIONS)}, got {backend!r}")
     if backend == "cudnn" and q.device.type != "cuda":
-        raise ValueError(f"sdpa_forward: q is on {q.device}, and must be on a CUDA device for the back end cudnn")
+        raise ValueError(f"sdpa_forward: q must be on a CUDA device for the back end cudnn, got {q.device}")
     graph = not q.is_inference()
     inputs = [x.detach().requires_grad_(graph) for x in (q, k, v)]
     with torch.set_grad_enabled(graph), sdpa_kernel(PINNED[backend]):

@@ -104,8 +104,8 @@ def swiglu_backward(dout, cache, out=None, product=None):
     packed = (*gate.shape[:-1], 2 * gate.shape[-1])
     for name, buffer, shape in (("out", out, packed), ("product", product, gate.shape)):
         if buffer is not None and (buffer.shape != shape or buffer.dtype != gate.dtype or not buffer.is_contiguous()):
-            found = f"{buffer.dtype} {tuple(buffer.shape)}"
-            raise ValueError(f"swiglu_backward: {name} is {found}, and must be a contiguous {gate.dtype} {tuple(shape)}")
+            found = f"{buffer.dtype} {tuple(buffer.shape)} with strides {buffer.stride()}"
+            raise ValueError(f"swiglu_backward: {name} must be a contiguous {gate.dtype} {tuple(shape)}, got {found}")
     d, g, u = rows(dout), rows(gate), rows(up)
     N, F = g.shape
     out = torch.empty(packed, dtype=gate.dtype, device=gate.device) if out is None else out

@@ -257,7 +257,8 @@ def test_resume_measures_only_what_is_missing(tmp_path, capsys):
     command = ["--smoke", "--only", "rmsnorm", "--peers", "eager", "--json", str(path)]
     assert bench.main(command) == 0
     whole = path.read_text().splitlines()
-    assert bench.main(command) == 2 and "already exists: --resume goes on with it" in capsys.readouterr().err
+    assert bench.main(command) == 2
+    assert f"--json must name a new file, got {path}, which exists: add --resume to continue it" in capsys.readouterr().err
     assert path.read_text().splitlines() == whole
     assert len(whole) == 8                                       # the machine before and after, two contenders in three directions
     cut = [line for line in whole[:-1] if not ('"backward"' in line and '"eager", "ms"' in line)]
@@ -277,7 +278,7 @@ def test_a_time_limit_stops_between_cases(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "_units", lambda *a: [("one", lambda: None), ("two", lambda: None)])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert bench.main(["--smoke", "--minutes", "1e-9", "--only", "rope", "--json", str(path)]) == 0
-    assert "stopped after 1e-09 minutes, before one: 0 of 2 done; go on with --resume" in capsys.readouterr().err
+    assert "stopped after 1e-09 minutes, before one: 0 of 2 done; continue with --resume" in capsys.readouterr().err
     assert [json.loads(line)["when"] for line in path.read_text().splitlines()] == ["before", "after"]
 
 
@@ -301,17 +302,20 @@ def contender(change):
 @pytest.mark.parametrize(("change", "error"), [
     (lambda right: right._replace(forward=lambda gate, up: ((out := right.forward(gate, up))[0] * 1.01, out[1])), "of the largest value"),
     (lambda right: right._replace(backward=lambda douts, cache: [-g for g in right.backward(douts, cache)]), "of the largest value"),
-    (lambda right: right._replace(backward=lambda douts, cache: [g * float("nan") for g in right.backward(douts, cache)]), "error nan"),
-    (lambda right: right._replace(backward=lambda douts, cache: right.backward(douts, cache)[:1]), "gives 2 outputs and gradients"),
-    (lambda right: right._replace(forward=lambda gate, up: (right.forward(gate, up)[0].T, ())), "gives shape"),
+    (lambda right: right._replace(backward=lambda douts, cache: [g * float("nan") for g in right.backward(douts, cache)]),
+     "of the largest value, got nan"),
+    (lambda right: right._replace(backward=lambda douts, cache: right.backward(douts, cache)[:1]),
+     "must give 3 outputs and gradients, got 2"),
+    (lambda right: right._replace(forward=lambda gate, up: (right.forward(gate, up)[0].T, ())), "must give shape (12, 40), got (40, 12)"),
     (lambda right: right._replace(both=lambda douts, *inputs: (inputs[0], inputs)), "of the largest value"),
-    (lambda right: right._replace(backward=lambda douts, cache: [g * (1 + 3e-6) for g in right.backward(douts, cache)]), "is allowed"),
+    (lambda right: right._replace(backward=lambda douts, cache: [g * (1 + 3e-6) for g in right.backward(douts, cache)]),
+     "error must be at most"),
     (lambda right: right, None),
 ])  # fmt: skip
 def test_the_judge(change, error):
     case = bench.make_case("swiglu", "smoke", True)
     wrong = contender(change)
-    if error == "gives shape":
+    if error and "shape" in error:
         wrong = wrong._replace(backward=lambda douts, cache: [torch.zeros(12, 40)] * 2)
     verdict = bench.Judge(case).verdict(wrong)
     assert verdict.error is None if error is None else error in verdict.error
@@ -366,7 +370,7 @@ def test_a_lost_gpu_ends_the_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     path = tmp_path / "r.jsonl"
     assert bench.main(["--smoke", "--only", "swiglu", "--json", str(path)]) == 1
-    assert "error: the GPU is lost to this process" in capsys.readouterr().err
+    assert "error: the GPU no longer answers this process after the last failure (RuntimeError: CUDA error" in capsys.readouterr().err
     assert json.loads(path.read_text().splitlines()[-1])["error"].startswith("RuntimeError: CUDA error")
 
 
@@ -424,21 +428,21 @@ def line(kernel="rmsnorm", **changes):
 
 
 @pytest.mark.parametrize(("record", "sentence"), [
-    (line(kernel="softmax"), "kernel is 'softmax', and must be machine, step, kept or one of rmsnorm,"),
-    ({name: value for name, value in line().items() if name != "tbps"}, "tbps is missing from a line about rmsnorm"),
-    (line(n="30"), "n is '30' in a line about rmsnorm, and must be int or NoneType"),
-    (line(n=True), "n is True in a line about rmsnorm"),
-    (line(speed=1), "speed is no field of a line about rmsnorm"),
-    (line(schema=2), "schema is 2, and must be 1"),
-    (line(direction="sideways"), "direction and mode are 'sideways' and 'graph'"),
-    (line(mode="guess"), "direction and mode are 'forward' and 'guess'"),
+    (line(kernel="softmax"), "kernel must be machine, step, kept or one of rmsnorm, add_rmsnorm,"),
+    ({name: value for name, value in line().items() if name != "tbps"}, "a line about rmsnorm must have the field tbps"),
+    (line(n="30"), "n must be int or NoneType in a line about rmsnorm, got '30'"),
+    (line(n=True), "n must be int or NoneType in a line about rmsnorm, got True"),
+    (line(speed=1), "a line about rmsnorm must not have the field speed"),
+    (line(schema=2), "schema must be 1, got 2"),
+    (line(direction="sideways"), "mode graph, eager or null, got 'sideways' and 'graph'"),
+    (line(mode="guess"), "mode graph, eager or null, got 'forward' and 'guess'"),
     (line(ms={"p20": 2, "p50": 1, "p80": 3}), "must be positive and rising"),
     (line(ms={"p50": 1}), "must be positive and rising"),
     (line(ok=False), "must be positive and rising"),
-    (line(ok=False, ms=None), "what is not ok says why, and only that"),
-    (line(error="why"), "what is not ok says why, and only that"),
-    (line(ok=True, absent=True), "what is not ok says why, and only that"),
-    ({name: value for name, value in line("step").items() if name != "batch"}, "batch is missing from a line about step"),
+    (line(ok=False, ms=None), "must be ok or have an error, and be absent only with an error, got ok False"),
+    (line(error="why"), "got ok True, absent False, error 'why'"),
+    (line(ok=True, absent=True), "got ok True, absent True, error None"),
+    ({name: value for name, value in line("step").items() if name != "batch"}, "a line about step must have the field batch"),
 ])  # fmt: skip
 def test_lines_that_are_refused(record, sentence):
     with pytest.raises(ValueError) as error:
@@ -504,7 +508,7 @@ def test_a_bad_line_is_named(tmp_path, capsys):
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps(line()) + "\n" + json.dumps(line(schema=9)) + "\n")
     assert bench.main(["--render", str(path)]) == 2
-    assert capsys.readouterr().err == f"error: {path} line 2: schema is 9, and must be 1\n"
+    assert capsys.readouterr().err == f"error: {path} line 2: schema must be 1, got 9\n"
 
 
 def test_only_the_part_between_the_markers_is_replaced(tmp_path, capsys):
@@ -518,7 +522,7 @@ def test_only_the_part_between_the_markers_is_replaced(tmp_path, capsys):
     assert "old" not in text and text.count(BEGIN) == 1
     readme.write_text("no markers")
     assert bench.main(["--render", str(tmp_path / "r.jsonl"), "--into", str(readme)]) == 2
-    assert "must hold one line" in capsys.readouterr().err and readme.read_text() == "no markers"
+    assert "must have one line" in capsys.readouterr().err and readme.read_text() == "no markers"
 
 
 def test_results_in_the_repository_are_sound():
@@ -594,14 +598,14 @@ def test_trainers_of_peers_learn_the_same_thing():
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["--suite", "kernel"], "--suite names 'kernel', and there are kernels, attention, step"),
-    (["--suite", ","], "--suite names nothing"),
-    (["--only", "softmax"], "--only names 'softmax', and there are rmsnorm,"),
-    (["--peers", "apex"], "--peers names 'apex', and there are ours,"),
-    (["--minutes", "0"], "--minutes is 0.0, and must be a positive number"),
+    (["--suite", "kernel"], "--suite must be some of kernels,attention,step, got 'kernel'"),
+    (["--suite", ","], "--suite must be some of kernels,attention,step, got none"),
+    (["--only", "softmax"], f"--only must be some of {','.join(peers.WORKLOADS)},step, got 'softmax'"),
+    (["--peers", "apex"], "--peers must be some of ours,ours-autograd,eager,compile,"),
+    (["--minutes", "0"], "--minutes must be a positive number, got 0.0"),
     (["--minutes", "soon"], "argument --minutes: invalid float value: 'soon'"),
-    (["--resume"], "--resume needs the file of --json"),
-    (["--into", "x"], "--into goes with --render"),
+    (["--resume"], "--resume needs --json FILE"),
+    (["--into", "x"], "--into needs --render"),
     (["--speed"], "unrecognized arguments: --speed"),
     (["--render", "/no/such/file"], "No such file"),
 ])  # fmt: skip
@@ -614,7 +618,7 @@ def test_bad_arguments(arguments, sentence, capsys):
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
 def test_without_a_gpu(capsys):
     assert bench.main([]) == 2
-    assert capsys.readouterr().err == ("error: no CUDA GPU is here to measure on; --smoke tests the program, --memory counts bytes, "
+    assert capsys.readouterr().err == ("error: there is no CUDA GPU to measure on: --smoke tests this program, --memory counts bytes, "
                                        "--render prints results\n")  # fmt: skip
 
 

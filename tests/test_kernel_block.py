@@ -149,12 +149,12 @@ def test_bad_input():
     tables = [table.to(DEVICE) for table in reference.rope_tables(7, CONFIG.head_dim)]
     params = dict(zip(BLOCK_NAMES, weights))
     for arguments, sentence in (
-        ((x[0], params, *tables, CONFIG), r"x has shape \(7, 24\), and must be \(B, T, 24\)"),
-        ((x[..., :23], params, *tables, CONFIG), r"x has shape \(2, 7, 23\), and must be \(B, T, 24\)"),
-        ((x[:, :0], params, *tables, CONFIG), r"x has shape \(2, 0, 24\), and must hold at least one element"),
-        ((x[:, :5], params, *tables, CONFIG), r"cos has shape \(7, 4\), and must have \(5, 4\)"),
-        ((x, params | {"w3": params["w2"]}, *tables, CONFIG), r"w3 has shape \(24, \d+\), and must have"),
-        ((x.double(), params, *tables, CONFIG), "x is float64, and must be"),
+        ((x[0], params, *tables, CONFIG), r"x must be \(B, T, 24\), got shape \(7, 24\)"),
+        ((x[..., :23], params, *tables, CONFIG), r"x must be \(B, T, 24\), got shape \(2, 7, 23\)"),
+        ((x[:, :0], params, *tables, CONFIG), r"x must hold at least one element, got shape \(2, 0, 24\)"),
+        ((x[:, :5], params, *tables, CONFIG), r"cos must have shape \(5, 4\), got \(7, 4\)"),
+        ((x, params | {"w3": params["w2"]}, *tables, CONFIG), r"w3 must have shape \(\d+, 24\), got \(24, \d+\)"),
+        ((x.double(), params, *tables, CONFIG), "x must be bfloat16, float16 or float32, got float64"),
     ):
         with pytest.raises(ValueError, match=sentence):
             block_forward(*arguments)
