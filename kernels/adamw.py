@@ -1,4 +1,4 @@
-"""AdamW in Triton over flat arrays, with clipping by the global norm and no word to the host.
+"""AdamW in Triton over flat arrays, with clipping by the global norm, which stays on the device.
 
     norm = sqrt(sum g^2)        coefficient = min(1, max_norm / norm)        g = coefficient g
     m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2
@@ -7,10 +7,10 @@
 Loshchilov & Hutter 2019 (arXiv:1711.05101), Algorithm 2; Pascanu et al. 2013 (arXiv:1211.5063), Algorithm 1. Readable twins:
 minillama/optim/adamw.py, clip.py. Lesson: lessons/09_adamw.ipynb.
 
-Programs: the norm takes G programs that each add up every G-th block, then one that adds the G sums and writes the norm and
-the coefficient; the update takes one per BLOCK elements and reads the coefficient from the device's memory, so that the
-host never waits for the norm. A norm that is not finite makes the coefficient 0, and the update then writes nothing: the
-parameters stay those of the step before.
+Programs: for the norm, G programs each sum every G-th block, then one program adds the G sums and writes the norm and the
+coefficient. The update has one program per BLOCK elements, which reads the coefficient from the device's memory, so that the
+host never waits for the norm. If the norm is not finite the coefficient is 0, and the update then writes nothing: the
+parameters stay as they were before the step.
 
 Roofline, in bytes per parameter: the norm 4; the update 28 (param, m, v read and written, gradient read), 30 with the bfloat16 copy.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from .launch import check, check_same, launch, multiprocessors
 
 BLOCK = 1024
-SUMS = 1024  # at most this many partial sums, which one program adds up
+SUMS = 1024  # at most this many partial sums, which one program adds
 
 
 @triton.jit(do_not_specialize=["G"])
@@ -82,7 +82,7 @@ def _check_flat(op, **tensors):
 
 
 def clip_coefficient(grad, max_norm):
-    """The factor that shortens a gradient to at most max_norm.
+    """The factor that scales a gradient to a norm of at most max_norm.
 
     Args:
         grad:     (n,) float    the gradient of all parameters together
@@ -106,11 +106,11 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     """Update param, m, v and copy IN PLACE; grad is only read.
 
     Args:
-        param, m, v: (n,) float32    a flat stretch of parameters that share one weight_decay, and their moments
+        param, m, v: (n,) float32    parameters that share one weight_decay, as one flat array, and their moments
         grad:        (n,) float
         step:        int             1 for the first update
         lr:          float           learning rate of this step
-        coefficient: () float32      optional, on the device: multiplies grad; where it is 0 nothing is written
+        coefficient: () float32      optional, on the device: multiplies grad; if it is 0, nothing is written
         copy:        (n,) float      optional: receives the new parameters, rounded to its dtype
 
     Raises:

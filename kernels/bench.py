@@ -7,17 +7,18 @@ Needs a CUDA GPU, except with --smoke, --memory or --render.
     step       a training step of a model of 1.3 billion parameters, and the bytes kept for backward
 
 The machine is measured first: rooflines (roofline.py) are computed from its copy bandwidth and its rate on the model's own matrix
-products. Then, for every case, all contenders (peers.py) in this one process:
+products. Then, for every case, all contenders (peers.py) run in this one process:
 
-    verify   outputs and gradients against float32 or float64; who errs more than twice as far as PyTorch in the same dtype gets no time
-    graph    N calls in a CUDA graph: the GPU's time alone. The calls rotate among input sets of four L2 caches together, or each
-             would find what the one before it left there
-    eager    one call from an idle GPU, events around it: the host's work counts
+    verify   outputs and gradients are compared with float32 or float64; a contender whose error is more than twice PyTorch's in the same
+             dtype is not timed
+    graph    N calls in a CUDA graph: the time of the GPU alone. The calls rotate among input sets that together fill four L2 caches;
+             otherwise each call would find its inputs in the cache
+    eager    one call on an idle GPU, between two events: the work of the host counts too
 
-Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms up slows all of them; ratios are of the same round. What
-cannot be captured has no graph times. Memory is the peak of one call above what it is given.
+Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms up slows all of them alike; ratios are taken within a
+round. A contender that cannot be captured has no graph times. Memory is the peak of one call in addition to its inputs.
 
-Results are JSON lines (bench_table.py has their fields), written as they come; --resume goes on where a run was stopped.
+Results are JSON lines (bench_table.py has their fields), written at once; --resume continues a run that was stopped.
 """
 import argparse
 import datetime
@@ -55,21 +56,21 @@ from .interpreter import interpreted
 SUITES = ("kernels", "attention", "step")
 FACTOR, EPS = 2.0, 2.0  # those of the tests: KERNEL_FACTOR and KERNEL_EPS in tests/tolerances.py
 ROUNDS = 30
-REPLAY_MS = 0.5  # a graph's time at least: what an event resolves is 1/1000 of it
-MAX_CALLS = 256  # in a graph, unless there are more input sets
-L2_CACHES = 4  # that the input sets fill together
-WARMUP, STEPS = (20, 50), (5, 15)  # of the training step: the protocol's, and within less than LONG minutes
+REPLAY_MS = 0.5  # a graph takes at least this long: the resolution of an event is 1/1000 of it
+MAX_CALLS = 256  # most calls in a graph, unless there are more input sets
+L2_CACHES = 4  # so many L2 caches are filled by all input sets together
+FULL, QUICK = (20, 50), (5, 15)  # (warm-up, timed) training steps: if --minutes is at least LONG, and if it is less
 LONG = 15.0
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the output
 
 class Lost(Exception):
-    """The GPU answers nothing any more: a kernel read or wrote outside its memory."""
+    """The GPU does not answer any more: a kernel read or wrote outside its memory."""
 
 
 class Results:
-    """Where lines go: a file, flushed line by line, and a row for people on stdout."""
+    """Writes every result twice: as a JSON line to a file, flushed at once, and as a readable row to stdout."""
 
     def __init__(self, path, resume, smoke):
         self.file, self.done, self.smoke, self.rates, self.faults = None, set(), smoke, None, 0
@@ -82,7 +83,7 @@ class Results:
             self.file = open(path, "a" if resume else "w")      # noqa: SIM115 (closed by close())
 
     def _recover(self, path):
-        """Take down what is there, and cut off a line that was not finished."""
+        """Note which results are there, and cut off an unfinished last line."""
         whole = path.read_text()
         kept = whole[:whole.rfind("\n") + 1]
         if kept != whole:
@@ -127,20 +128,20 @@ def _row(record):
 
 
 def blank(kernel, shape_name, shape, dtype, provider):
-    """A line with nothing in it yet."""
+    """A record that has all its fields, but no results yet."""
     record = dict.fromkeys(bench_table.fields(kernel).keys() - bench_table.COMMON.keys())
     return record | {"kernel": kernel, "shape_name": shape_name, "shape": shape, "dtype": str(dtype).removeprefix("torch."),
                      "provider": provider, "clocks": None, "ok": False, "absent": False}
 
 
 def sentence(error):
-    """The first line of an error, with its kind where the message alone says little."""
+    """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def free():
-    """Give back what nothing refers to."""
+    """Free memory that nothing refers to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -177,12 +178,12 @@ def _wider(tensors, dtype):
 
 
 def _error(found, exact):
-    """(largest error, largest value); NaN in either stays."""
+    """(largest error, largest value); NaN stays NaN."""
     return (found.detach().to(exact.dtype) - exact).abs().max().item(), exact.abs().max().item()
 
 
 class Verdict(NamedTuple):
-    """Errors relative to the largest value of the tensor where the kernel comes closest to what is allowed, or passes it."""
+    """Errors, relative to the largest value, of the tensor whose error is the largest part of what is allowed."""
 
     max_err: float
     oracle_err: float
@@ -190,9 +191,9 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Exact outputs and gradients of a case, and how far PyTorch is from them in the case's dtype.
+    """Exact outputs and gradients of a case, and the errors of PyTorch in the case's dtype.
 
-    Exact is plain PyTorch in float64, in float32 for a big case of lower precision.
+    "Exact" is plain PyTorch in float64, or in float32 for a big case of lower precision.
     """
 
     def __init__(self, case):
@@ -208,7 +209,7 @@ class Judge:
         self.reference = [_error(x, truth)[0] for x, truth in zip(reference, self.exact, strict=True)]
 
     def _inputs(self):
-        """The same numbers in the same layout each time: some write over what they get."""
+        """The same numbers in the same layout each time, made again because some contenders overwrite them."""
         return self.case.workload.inputs(self.shape, peers.Draw(self.case.device, self.case.dtype, seed=1))
 
     @staticmethod
@@ -216,7 +217,7 @@ class Judge:
         return [x.detach() for group in results for x in group]
 
     def verdict(self, contender):
-        """Compare a contender, twice if it has a way of its own for forward and backward together. Returns the worse Verdict."""
+        """Judge a contender, twice if it has its own way for forward and backward together. Returns the worse Verdict."""
         ways = (False, True) if contender.both else (False,)
         return max((self._one(contender, both) for both in ways), key=lambda verdict: verdict.error is not None)
 
@@ -240,18 +241,18 @@ class Judge:
 
 
 def input_sets(case, l2_bytes):
-    """Enough (inputs, douts) that the inputs fill L2_CACHES caches; one where they do alone."""
+    """A list of (inputs, douts), long enough that the inputs together fill L2_CACHES caches."""
     def one(seed):
         draw = peers.Draw(case.device, case.dtype, seed)
         return case.workload.inputs(case.shape, draw), draw
 
     first, draw = one(10)
     size = sum(x.numel() * x.element_size() for x in first)
-    if case.kernel == "embedding":                               # only the rows that the ids name are read
+    if case.kernel == "embedding":                               # only the rows of the given ids are read
         size = case.shape["N"] * case.shape["D"] * first[1].element_size()
     count = max(1, math.ceil(L2_CACHES * l2_bytes / size))
     plain = case.workload.truth()
-    if case.kernel == "adamw":                                   # keeps its state in the inputs, and nothing comes in from above
+    if case.kernel == "adamw":                                   # its state is in the inputs, and it has no gradient of an output
         return [(first, ())] + [(one(10 + i)[0], ()) for i in range(1, count)]
     with torch.no_grad():
         outputs = peers.listed(plain.forward(*first)[0])
@@ -263,7 +264,7 @@ def input_sets(case, l2_bytes):
 
 
 def calls_of(contender, direction, sets):
-    """The functions to be timed, one for each input set. What backward needs is computed here."""
+    """The functions to be timed, one for each input set. What backward needs from forward is computed here, untimed."""
     def both(inputs, douts):
         if contender.both:
             return contender.both(douts, *inputs)
@@ -285,7 +286,7 @@ class Bench:
         self.results, self.timer, self.rates, self.rounds, self.l2_bytes = results, timer, rates, rounds, l2_bytes
 
     def guard(self, record, action):
-        """action(), or None: its failure becomes a line. Raises Lost if the GPU does not survive it."""
+        """action(), or None if it fails, after writing a line about the failure. Raises Lost if the GPU does not survive it."""
         try:
             return action()
         except Lost:
@@ -307,7 +308,7 @@ class Bench:
 
     def kernel(self, case, providers):
         """All contenders of a case, all directions."""
-        torch.compiler.reset()                                   # its caches count a function's shapes, and give up at the eighth
+        torch.compiler.reset()                                   # it gives up on a function that it has compiled for eight shapes
         wanted = [p for p in case.workload.builders if p in providers
                   and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in roofline.DIRECTIONS)]
         if not wanted:
@@ -326,7 +327,7 @@ class Bench:
             free()
 
     def verified(self, case, wanted, empty):
-        """Build and judge the contenders. Returns those that are right, provider -> Contender, and their Verdicts."""
+        """Build and judge the contenders. Returns the right ones, provider -> Contender, and their Verdicts."""
         judge, contenders, verdicts = Judge(case), {}, {}
         for provider in wanted:
             if self.results.is_done(case.kernel, case.shape_name, None, provider):
@@ -355,7 +356,7 @@ class Bench:
 
             def prepare(provider=provider, contender=contender):
                 made = calls_of(contender, direction, entered[provider])
-                for call in made[:2]:                            # compiles what is compiled late
+                for call in made[:2]:                            # some compile only when they are called
                     call()
                 return made, self.timer.peak_mb(made[0])
 
@@ -373,7 +374,7 @@ class Bench:
         now = None if self.results.smoke else clocks(age=5)
         for provider in calls:
             if provider == "ours" and self.results.is_done(case.kernel, case.shape_name, direction, "ours"):
-                continue                                         # it only ran beside the others, for their ratios
+                continue                                         # it ran only for the ratios of the others
             verdict = verdicts[provider]
             for mode, found in (("graph", replayed), ("eager", times)):
                 if provider in found:
@@ -382,7 +383,7 @@ class Bench:
                     self.results.write(record | self.figures(record, found[provider], found.get("ours")))
 
     def capture(self, calls, ms):
-        """(replay, calls in it), or None if it cannot be captured: it keeps its eager times."""
+        """(replay, number of calls in it), or None if the calls cannot be captured: then there are only eager times."""
         times = len(calls) * max(1, min(math.ceil(REPLAY_MS / (ms * len(calls))), MAX_CALLS // len(calls)))
         try:
             replay = self.timer.capture(calls, times)
@@ -416,7 +417,7 @@ class Bench:
         return blank(kernel, name, shape, dtype, provider), dtype
 
     def kept(self, config, seq_len, device):
-        """Lines of the bytes kept for backward. Returns provider -> bytes per token and layer."""
+        """Write a line per provider about the bytes kept for backward. Returns provider -> bytes per token and layer."""
         found = {}
         for provider, count in bench_step.KEPT.items():
             empty, dtype = self._empty_step("kept", config, seq_len, provider)
@@ -426,7 +427,7 @@ class Bench:
         return found
 
     def step(self, provider, config, seq_len, device, batches, warmup, steps):
-        """Train for some steps and write the line of it."""
+        """Train for some steps and write the line about them."""
         empty, dtype = self._empty_step("step", config, seq_len, provider)
         if self.results.is_done("step", empty["shape_name"], "forward+backward", provider):
             return
@@ -491,13 +492,14 @@ def _listed(flag, text, allowed):
 
 
 def print_memory():
-    """What each way keeps for backward, as a formula and at two sizes."""
+    """Print the bytes that each layer keeps for backward, as a formula and for two sizes."""
     wide = bench_step.ModelConfig(dim=4096, n_layers=1, n_heads=32, vocab_size=32000)
-    print("Bytes kept for backward per token and layer, bfloat16, weights not counted: unique storages.")
-    print("  ours            counted at full size: the cache of kernels.block.block_forward, on tensors without memory")
-    print("  eager           plain PyTorch under autograd; eager and huggingface are run on the processor at seven small shapes, the")
-    print("  huggingface     saved tensors counted by hooks, and the sizes below follow from the formula, which fits all seven. PyTorch's")
-    print("                  ops for CUDA may keep other intermediates: --suite step counts there")
+    print("Bytes kept for backward per token and layer, bfloat16. Weights are not counted, and shared memory is counted once.")
+    print("  ours            the cache of kernels.block.block_forward, counted at full size on tensors without memory")
+    print("  eager           plain PyTorch under autograd")
+    print("  huggingface     a layer of transformers' Llama")
+    print("eager and huggingface run on the processor at seven small shapes, where hooks count the saved tensors. One formula fits all")
+    print("seven, and gives the sizes below. On CUDA, PyTorch's ops may keep other tensors: --suite step counts there.")
     for provider, count in bench_step.KEPT.items():
         try:
             if provider == "ours":
@@ -519,16 +521,18 @@ def parse(argv):
             raise Usage(message)
 
     parser = Parser(prog="python -m kernels.bench", description="Time every kernel beside its peers and its roofline, on a CUDA GPU.")
-    parser.add_argument("--suite", default=",".join(SUITES), metavar="LIST", help=f"some of {','.join(SUITES)} (default all)")
-    parser.add_argument("--only", metavar="LIST", help=f"some of {','.join(peers.WORKLOADS)},step")
-    parser.add_argument("--peers", metavar="LIST", help="contenders beside ours (default all but " + ",".join(peers.OPTIONAL) + ")")
-    parser.add_argument("--json", metavar="FILE", help="write JSON lines there; under kernels/results/ --render finds them")
-    parser.add_argument("--resume", action="store_true", help="keep what the file of --json has, measure the rest")
-    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="start nothing after this (default 8)")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes, interpreted on the processor: a test of this program")
-    parser.add_argument("--memory", action="store_true", help="count the bytes kept for backward, and stop (needs no GPU)")
-    parser.add_argument("--render", nargs="*", metavar="FILE", help="print the table of these files (default kernels/results/*), and stop")
-    parser.add_argument("--into", metavar="FILE", help="with --render: put it between the markers of this file")
+    parser.add_argument("--suite", default=",".join(SUITES), metavar="LIST",
+                        help=f"what to measure: some of {','.join(SUITES)} (default: all)")
+    parser.add_argument("--only", metavar="LIST", help=f"only these kernels: some of {','.join(peers.WORKLOADS)},step")
+    parser.add_argument("--peers", metavar="LIST", help="contenders beside ours (default: all except " + ",".join(peers.OPTIONAL) + ")")
+    parser.add_argument("--json", metavar="FILE", help="write JSON lines to FILE; --render finds files in kernels/results/")
+    parser.add_argument("--resume", action="store_true", help="keep the lines that the file of --json has, and measure the rest")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="start no new measurement after N minutes (default: 8)")
+    parser.add_argument("--smoke", action="store_true", help="test this program: tiny shapes on the CPU, in Triton's interpreter")
+    parser.add_argument("--memory", action="store_true", help="only count the bytes kept for backward (needs no GPU)")
+    parser.add_argument("--render", nargs="*", metavar="FILE", help="only print the table of these files (default: kernels/results/*)")
+    parser.add_argument("--into", nargs="?", const=bench_table.README, metavar="FILE",
+                        help="with --render: write the table between the two markers of FILE (default: kernels/README.md)")
     arguments = parser.parse_args(argv)
     arguments.suite = _listed("--suite", arguments.suite, SUITES)
     arguments.only = _listed("--only", arguments.only, (*peers.WORKLOADS, "step")) if arguments.only is not None else None
@@ -561,7 +565,7 @@ def measure(arguments):
     properties = None if smoke else torch.cuda.get_device_properties(0)
     l2_bytes = 0 if smoke else getattr(properties, "L2_cache_size", 0) or 50 * 2**20
     device = torch.device("cpu" if smoke else "cuda")
-    warmup, steps = (1, 2) if smoke else (WARMUP[0], WARMUP[1]) if arguments.minutes >= LONG else STEPS
+    warmup, steps = (1, 2) if smoke else FULL if arguments.minutes >= LONG else QUICK
     todo, status = plan(arguments.suite, arguments.only, smoke), 0
     machine = {"kernel": "machine", "python": platform.python_version(), "cuda": torch.version.cuda,
                "driver": None if smoke else gpu_state()["driver"],
@@ -581,7 +585,7 @@ def measure(arguments):
                       f"the 1.3B model's products {machine['gemm_tflops']:.0f} TFLOP/s, 8192^3 {machine['square_gemm_tflops']:.0f}")
             bench = Bench(results, timer, rates, 2 if smoke else ROUNDS, l2_bytes)
             free()
-            gc.freeze()                                          # a graph's capture collects garbage each time: not what stays anyway
+            gc.freeze()                                          # every capture collects garbage: it need not look at what stays anyway
             work = [unit for kernel, shape in todo for unit in _units(bench, kernel, shape, arguments, device, warmup, steps)]
             for number, (name, unit) in enumerate(work):
                 if time.monotonic() - started > 60 * arguments.minutes:
@@ -601,7 +605,7 @@ def measure(arguments):
 
 
 def _units(bench, kernel, shape, arguments, device, warmup, steps):
-    """(name, function) for each part of the plan that the time limit may fall between."""
+    """(name, function) for each part of the plan; the time limit is checked before each of them."""
     if kernel != "step":
         def measure_kernel():
             providers = [p for p in arguments.peers if not (bench.results.smoke and p not in ("ours", "ours-autograd", "eager"))]
@@ -631,7 +635,7 @@ def _units(bench, kernel, shape, arguments, device, warmup, steps):
 
 
 def _no_donation():
-    """Compiled backwards may write over what forward saved for them, and then run once only; here they run many times."""
+    """Compiled backwards may overwrite what forward saved for them, and then they can run only once; here they run many times."""
     config = importlib.import_module("torch._functorch.config")
     return config.patch(donated_buffer=False) if hasattr(config, "donated_buffer") else nullcontext()
 

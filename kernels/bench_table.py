@@ -1,4 +1,4 @@
-"""What `kernels/bench.py` wrote, read again: the check of every line, and the README's table."""
+"""The lines that `kernels/bench.py` writes: their fields, the check of every line, and the table of kernels/README.md."""
 import glob
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from .roofline import COUNTS, DIRECTIONS
 
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- kernels.bench: begin -->", "<!-- kernels.bench: end -->"
 MISSING = "not measured yet"
 
@@ -15,12 +16,12 @@ COMMON = {  # field -> types, of every line
     "schema": (int,), "time": TEXT, "smoke": (bool,), "git": TEXT + OPTIONAL, "torch": TEXT, "triton": TEXT + OPTIONAL,
     "gpu": TEXT + OPTIONAL, "clocks": (dict, *OPTIONAL), "kernel": TEXT,
 }
-MACHINE = {  # of a line whose kernel is "machine": the first, measured before, and the last, its clocks after
+MACHINE = {  # of a line whose kernel is "machine": the first, with its rates, and the last, with its clocks afterwards
     "when": TEXT, "python": TEXT, "cuda": TEXT + OPTIONAL, "driver": TEXT + OPTIONAL, "multiprocessors": (int, *OPTIONAL),
     "memory_gb": NUMBER + OPTIONAL, "l2_mb": NUMBER + OPTIONAL, "copy_tbps": NUMBER + OPTIONAL, "triad_tbps": NUMBER + OPTIONAL,
     "gemm_tflops": NUMBER + OPTIONAL, "square_gemm_tflops": NUMBER + OPTIONAL, "gemms": (list,),
 }
-MEASURED = {  # of all others
+MEASURED = {  # of all other lines
     "direction": TEXT + OPTIONAL, "mode": TEXT + OPTIONAL, "shape_name": TEXT, "shape": (dict,), "dtype": TEXT, "provider": TEXT,
     "ms": (dict, *OPTIONAL), "n": (int, *OPTIONAL), "bytes": (int, *OPTIONAL), "flops": (int, *OPTIONAL),
     "roofline_ms": NUMBER + OPTIONAL, "roofline_pct": NUMBER + OPTIONAL, "fixed_roofline_ms": NUMBER + OPTIONAL,
@@ -32,12 +33,12 @@ KEPT = {"bytes_per_token_layer": NUMBER + OPTIONAL}  # of kernel "kept"
 
 
 def fields(kernel):
-    """field -> types of a line about this kernel ("machine", "step" and "kept" count as such)."""
+    """field -> types of a line about this kernel, or about "machine", "step" or "kept"."""
     return COMMON | (MACHINE if kernel == "machine" else MEASURED | {"step": STEP, "kept": KEPT}.get(kernel, {}))
 
 
 def check_record(record):
-    """Raise ValueError, one sentence, unless a line's fields are all there, of their types, and agree with each other."""
+    """Raise ValueError, one sentence, unless a line has all its fields, with the right types, and they agree with each other."""
     kernel = record.get("kernel")
     if kernel not in ("machine", "step", "kept", *COUNTS):
         raise ValueError(f"kernel must be machine, step, kept or one of {', '.join(COUNTS)}, got {kernel!r}")
@@ -69,11 +70,11 @@ def _check_measured(record):
 
 
 def read(paths=()):
-    """All lines of these files, by default of everything in results/, that are not from a smoke run. A last line that a killed run
-    left unfinished is skipped.
+    """All lines of these files (default: all files in results/) except those of a smoke run. An unfinished last line, left by a run
+    that was killed, is skipped.
 
     Raises:
-        ValueError: a line that check_record refuses, or that is no JSON; the sentence names the file and the line
+        ValueError: a line that check_record refuses, or that is not JSON; the sentence names the file and the line
     """
     records = []
     for path in paths or sorted(glob.glob(f"{RESULTS}/*.json*")):
@@ -94,15 +95,15 @@ def read(paths=()):
 
 
 def key(record):
-    """What two runs measure again."""
+    """What a line is about: a newer line with the same key replaces an older one."""
     return tuple(record.get(name) for name in ("gpu", "kernel", "shape_name", "dtype", "direction", "mode", "provider"))
 
 
-GOALS = {  # per cent of the roofline, as the columns' directions: what we are after
+GOALS = {  # in per cent of the roofline, for the directions that the table shows
     "rmsnorm": "92 / 85", "add_rmsnorm": "90 / 85", "rope": "90 / 90", "swiglu": "93 / 90", "cross_entropy": "88",
     "linear_cross_entropy": "85", "embedding": "90 / 60", "adamw": "90 / 90", "attention": "57 / 33",
 }
-ONE_PASS = ("cross_entropy", "linear_cross_entropy")  # forward already knows the gradient: only both together mean something
+ONE_PASS = ("cross_entropy", "linear_cross_entropy")  # loss and gradient are computed together: only forward+backward is shown
 ROWS = [
     *((kernel, "reference") for kernel in COUNTS if kernel != "attention"),
     *(("attention", f"T={T}k") for T in (1, 2, 4, 8, 16)),
@@ -178,7 +179,7 @@ def _kept_rows(records):
 
 
 def render(records):
-    """The README's part about speed on GPUs, in Markdown: a section for each GPU, of the newest line about everything."""
+    """The tables of speed, in Markdown: a section for each GPU, with the newest line about everything; without lines, the goals."""
     newest = {}
     for record in sorted(records, key=lambda record: record["time"]):
         if record["kernel"] == "machine":
@@ -186,7 +187,7 @@ def render(records):
             continue
         where = key(record)
         newest[where] = record
-        if record["direction"]:                                  # what failed once and then ran has not failed
+        if record["direction"]:                                  # a failure is forgotten once the same thing was measured
             newest.pop((*where[:4], None, None, where[6]), None)
     machines = {gpu: found for (gpu, what, *_), found in newest.items() if what == "machine"}
     gpus = sorted({record["gpu"] for record in records}, key=str)
@@ -198,10 +199,11 @@ def render(records):
 
 
 def _goals():
-    """The table while there is no run at all: what we are after, and that it is not measured yet."""
-    rows = [(*_kernel_row({}, *row)[:2], MISSING, _kernel_row({}, *row)[4]) for row in ROWS]
-    lines = _table(["kernel", "shape", "% of the roofline, forward / backward", "goal"], [row for row in rows if row[3]])
-    return [*lines, "", f"Training at 1.3B parameters, T = 2048: {MISSING}; the goal is a causal MFU of 57 %."]
+    """The table while there are no results: the goals."""
+    rows = [_kernel_row({}, *row) for row in ROWS]
+    lines = _table(["kernel", "shape", "goal, % of roofline, forward / backward"], [(*row[:2], row[4]) for row in rows if row[4]])
+    return ["No figure has been measured on a GPU yet; these are the goals.", "", *lines, "",
+            "The goal for training at 1.3B parameters, T = 2048, is a causal MFU of 57 %."]
 
 
 def _gpu(gpu, machine, records):
@@ -213,7 +215,8 @@ def _gpu(gpu, machine, records):
     lines += _table(["kernel", "shape", "ours, ms forward / backward", "% of roofline", "goal", "torch.compile over ours",
                      "eager over ours", "Liger over ours", "peak MiB, ours", "eager"],
                     [_kernel_row(records, *row) for row in ROWS])
-    lines += ["", "Peer over ours: the median of the paired ratios, above 1 we are faster. Attention's peers stand in its cells.", ""]
+    lines += ["", "Peer over ours: the median of the ratios within a round; above 1, ours is faster. The peers of attention are named in "
+                  "their cells.", ""]
     lines += _table(["training, 1.3B parameters, T = 2048", "batch", "tokens/s", "MFU causal / full, of 989 TFLOP/s",
                      "causal MFU of the measured products' rate", "peak GiB"], _step_rows(records))
     lines += ["", *_table(["kept for backward", "per token and layer, D = 2048, F = 5504"], _kept_rows(records)), ""]
@@ -221,10 +224,10 @@ def _gpu(gpu, machine, records):
 
 
 def into(path, text):
-    """Replace what stands between the two marker lines of a file, and nothing else.
+    """Replace the text between the two marker lines of a file, and nothing else.
 
     Raises:
-        ValueError: the file has not exactly one pair of them
+        ValueError: the file does not have exactly one pair of markers
     """
     old = Path(path).read_text()
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):

@@ -3,15 +3,15 @@
     h   = x + wo attention(rope(wq n), rope(wk n), wv n)      n = rmsnorm(x)
     out = h + w2 swiglu(w1 m, w3 m)                           m = rmsnorm(h)
 
-Readable twin: minillama/nn/block.py. Lesson: lessons/12_triton.ipynb.
+Readable twin: minillama/nn/block.py. Lesson: lessons/15_gpu.ipynb.
 
-LLaMA's authors wrote the layer's backward by hand to keep only what is dear to recompute, the outputs of the linear layers
-[LLaMA §2.4]. So does this one: it keeps x, the rotated q and k with v, the attention's output and log-sum-exp, h, and gate and up, which
-is 6 D + 2 F elements per token and 4 H bytes. It recomputes n, m and the product of gate and up: one pass over memory each, beside
-the matrix products a few per cent. Plain autograd keeps them too (see `kernels.bench --memory`).
+LLaMA's authors wrote the layer's backward by hand to keep only what is expensive to recompute, the outputs of the linear layers
+[LLaMA §2.4]. This backward does the same: it keeps x, the rotated q and k, v, the attention's output and log-sum-exp, h, gate and up,
+which is 6 D + 2 F elements and 4 H bytes per token. It recomputes n, m and the product of gate and up: one pass over memory each, which
+adds a few per cent to the matrix products. Plain autograd keeps these three too (see `python -m kernels.bench --memory`).
 
-Weights that multiply the same input are merged: wq, wk, wv are one product, w1 and w3 another. That costs nothing where they lie
-next to each other in memory, as the engine lays them out.
+Weights that multiply the same input are merged: wq, wk, wv are one product, w1 and w3 another. Merging costs nothing if the weights
+are next to each other in memory, as in the engine.
 """
 import torch
 import torch.nn.functional as F
@@ -27,14 +27,14 @@ from .swiglu import swiglu_backward, swiglu_forward
 
 
 def merged(*weights):
-    """Matrices (rows_i, D) stacked by rows: a view if they follow each other in memory, else a copy."""
+    """Matrices (rows_i, D) stacked by rows: a view if they are next to each other in memory, else a copy."""
     first, expected = weights[0], weights[0].data_ptr()
     for weight in weights:
         if weight.data_ptr() != expected or not weight.is_contiguous() or weight.device.type == "meta":
             return torch.cat(weights)
         expected += weight.numel() * weight.element_size()
     if first.storage_offset() + sum(weight.numel() for weight in weights) > first.untyped_storage().nbytes() // first.element_size():
-        return torch.cat(weights)                                # neighbours by chance: separate allocations
+        return torch.cat(weights)                                # next to each other by chance: separate allocations
     return first.as_strided((sum(len(weight) for weight in weights), first.shape[1]), (first.shape[1], 1))
 
 
@@ -55,7 +55,7 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
 
     Returns:
         out:       (B, T, D) like x
-        cache:     (kept, rest): the tensors kept for backward, and what else it needs
+        cache:     (kept, rest): the tensors kept for backward, and everything else it needs
 
     Raises:
         ValueError: dtype, device or shape that a kernel does not cover; the sentence names the argument
@@ -70,7 +70,7 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
 
     n, _ = rmsnorm_forward(x, params["attention_norm"], config.norm_eps)
     qkv = F.linear(n, merged(params["wq"], params["wk"], params["wv"])).view(heads)  # (B, T, 3H, Dh)
-    rope_forward(qkv[:, :, :2 * H], cos, sin, out=qkv[:, :, :2 * H])  # in place: the buffer is ours, and unrotated q and k are not needed
+    rope_forward(qkv[:, :, :2 * H], cos, sin, out=qkv[:, :, :2 * H])  # in place: we own the buffer, and nobody needs the unrotated q and k
     a, attended = _attend(qkv.split(H, 2), attention)
     a = a.reshape(x.shape)
     (m, h), _ = add_rmsnorm_forward(F.linear(a, params["wo"]), x, params["ffn_norm"], config.norm_eps)
@@ -78,14 +78,14 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
     gate_up = F.linear(m, merged(params["w1"], params["w3"]))    # (B, T, 2F)
     f, _ = swiglu_forward(*gate_up.chunk(2, -1))
     out = F.linear(f, params["w2"])
-    out += h                                                     # in place: ours
+    out += h                                                     # in place: we own it
 
     kept = (x, qkv, a, h, gate_up, *(attended if attention == "triton" else ()))
     return out, (kept, (None if attention == "triton" else attended, params, cos, sin, config, attention))
 
 
 def _attend(qkv, attention):
-    """Attention by the chosen back end: out, and what its backward needs beside q, k, v and out."""
+    """Attention by the chosen back end: out, and what its backward needs besides q, k, v and out."""
     if attention == "triton":
         out, (*_, lse) = attention_forward(*qkv)
         return out, (lse,)
@@ -93,7 +93,7 @@ def _attend(qkv, attention):
 
 
 def block_backward(dout, cache):
-    """Gradients of block_forward: its lines upside down, with n, m and the product of gate and up computed again.
+    """Gradients of block_forward: its lines in reverse order, with n, m and the product of gate and up computed again.
 
     The two residual additions are fused into the norms' backwards: dh = dout + (through ffn_norm), dx = dh + (through attention_norm).
 
@@ -129,7 +129,7 @@ def block_backward(dout, cache):
 
 
 class Block(torch.autograd.Function):
-    """The pair for autograd: one node per layer. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of BLOCK_NAMES."""
+    """The pair as one node of autograd. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of BLOCK_NAMES."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, config, attention, *weights):

@@ -2,12 +2,12 @@
 
     rms(x) = sqrt(mean_i x_i^2 + eps)        out_i = weight_i * x_i / rms(x)
 
-Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4. Readable twin: minillama/nn/rmsnorm.py. Lesson: lessons/12_triton.ipynb.
+Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4. Readable twin: minillama/nn/rmsnorm.py. Lesson: lessons/15_gpu.ipynb.
 
-Programs: forward, one per ROWS rows, each row whole in registers, so that x is read once. Backward, G programs that stay on
-their multiprocessor: program g takes the rows g, g + G, ... and keeps its sum of dweight in registers until the end; a second
-kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. The number of rows is not
-specialised: a new sequence length compiles nothing anew.
+Programs: forward has one per ROWS rows, and each row is whole in registers, so that x is read once. Backward has G programs that stay
+on their multiprocessors: program g computes rows g, g + G, ... and keeps its sum of dweight in registers until the end; a second
+kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. Triton does not specialise on
+the number of rows, so a new sequence length compiles nothing again.
 
 Roofline, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
     forward 2bND;  backward 3bND;  with the addition 4bND each way.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .launch import check, check_same, check_shape, launch, multiprocessors, rows
 
-MAX_DIM = 8192  # a row must fit a program's registers
+MAX_DIM = 8192  # a row must fit in the registers of a program
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -37,7 +37,7 @@ def rmsnorm_forward_kernel(
     x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], inside, other=0.0)
     if RESIDUAL:
         residual = tl.load(residual_ptr + row[:, None] * residual_stride + column[None, :], inside, other=0.0)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)  # what backward will read is what is normalised
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)  # rounded first: backward will read this value
         tl.store(total_ptr + row[:, None] * D + column[None, :], x, inside)
     x = x.to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, 1) / D + eps)
@@ -153,7 +153,7 @@ def rmsnorm_forward(x, weight, eps=1e-6):
 
 
 def rmsnorm_backward(dout, cache):
-    """Gradients of rmsnorm_forward: dx like x, dweight (D,) like weight. The equation is the readable twin's."""
+    """Gradients of rmsnorm_forward: dx like x, dweight (D,) like weight. The equation is in the readable twin."""
     return _backward("rmsnorm_backward", dout, None, cache)
 
 
@@ -172,7 +172,7 @@ def add_rmsnorm_forward(x, residual, weight, eps=1e-6):
 
 
 def add_rmsnorm_backward(dout, dtotal, cache):
-    """Gradients of add_rmsnorm_forward. x and residual enter only by their sum, so they share one gradient:
+    """Gradients of add_rmsnorm_forward. Only the sum of x and residual is used, so they share one gradient:
 
         dx = dresidual = dtotal + (gradient of rmsnorm at total)
 
@@ -182,7 +182,7 @@ def add_rmsnorm_backward(dout, dtotal, cache):
     return _backward("add_rmsnorm_backward", dout, dtotal, cache)
 
 
-# What follows makes the pairs known to PyTorch: autograd, torch.compile (which needs shapes without running: the fakes).
+# Registration with PyTorch: autograd, and torch.compile, which asks the fakes for the shapes of the outputs without running a kernel.
 
 @torch.library.custom_op("minillama::rmsnorm", mutates_args=())
 def _rmsnorm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,11 @@
     [out_2j+1] = [sin  cos] [x_2j+1]        of angle(t, j) = t * theta^(-2j / Dh), radians
 
 Su et al. 2021 (arXiv:2104.09864), Eq. 34, on adjacent pairs as LLaMA-1 has them. Readable twin: minillama/nn/rope.py.
-Lesson: lessons/12_triton.ipynb.
+Lesson: lessons/15_gpu.ipynb.
 
-Programs: one per token and HEADS heads. A pair's two channels lie side by side, so a head is loaded as one contiguous stretch and
-taken apart in registers; two loads with stride 2 would use half of every memory transaction. Backward is the same kernel with -sin:
-a rotation's transpose turns back. Query and key take one launch where they lie side by side: as the first 2H heads of one buffer.
+Programs: one per token and HEADS heads. The two channels of a pair are next to each other, so a head is loaded as one contiguous array
+and split in registers; two loads with stride 2 would use half of every memory transaction. Backward is the same kernel with -sin: the
+transpose of a rotation is the rotation by minus the angle. Queries and keys need one launch if they are the first 2H heads of one buffer.
 
 Roofline: 2b bytes per element of b bytes, each way. The tables, T * Dh/2 * 8 bytes, stay in the L2 cache.
 """
@@ -26,7 +26,7 @@ MAX_HEAD_DIM = 1024
 def rope_kernel(
     x_ptr, cos_ptr, sin_ptr, out_ptr,         # (B, T, H, Dh), (T, Dh/2) twice, (B, T, H, Dh)
     T, H, Dh,
-    x_batch, x_time, x_head,                  # strides, in elements; channels lie side by side
+    x_batch, x_time, x_head,                  # strides, in elements; channels are contiguous
     out_batch, out_time, out_head,
     BACKWARD: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):
@@ -74,9 +74,9 @@ def rope_forward(x, cos, sin, out=None):
     """Rotate the pairs (x0, x1), (x2, x3), ... of every head.
 
     Args:
-        x:        (B, T, H, Dh) float   queries or keys, or both side by side; any strides
-        cos, sin: (T, Dh/2) float       rows of rope_tables, best in float32
-        out:      (B, T, H, Dh) float   optional buffer for the result; x itself is allowed
+        x:        (B, T, H, Dh) float   queries or keys, or both next to each other; any strides
+        cos, sin: (T, Dh/2) float       rows of rope_tables, preferably in float32
+        out:      (B, T, H, Dh) float   optional buffer for the result, which may be x itself
 
     Returns:
         out:      (B, T, H, Dh) like x

@@ -1,11 +1,11 @@
-"""PyTorch's own attention behind the interface of attention.py, so that a hand-written layer can use whichever is fastest.
+"""PyTorch's own attention with the interface of attention.py, so that a hand-written layer can use whichever is fastest.
 
     "triton"  kernels/attention.py
     "cudnn"   cuDNN's fused attention, CUDA only
     "flash"   FlashAttention 2 on CUDA, PyTorch's own tiled attention on the CPU
 
-The back end is pinned: where it does not cover the input, PyTorch raises an error instead of taking another one. Only is_causal is
-used, never a mask, and their backwards may add in an order that changes from run to run.
+The back end is fixed: if it does not cover the input, PyTorch raises an error instead of choosing another one. Only is_causal is used,
+never a mask. The backwards of PyTorch's back ends may sum in an order that changes from run to run.
 """
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,7 +27,7 @@ def sdpa_forward(q, k, v, backend):
 
     Returns:
         out:     (B, T, H, Dh) like q, contiguous
-        cache:   (backend, what it keeps): PyTorch's back ends keep an autograd graph of this one op, on detached inputs. None of it
+        cache:   (backend, what it keeps): PyTorch's back ends keep an autograd graph of this one op, on detached inputs, or None
                  under torch.inference_mode, where there is no backward
 
     Raises:

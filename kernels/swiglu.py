@@ -2,11 +2,11 @@
 
     out = silu(gate) * up        silu(z) = z * sigmoid(z)
 
-Shazeer 2020 (arXiv:2002.05202), Eq. 6. Readable twin: minillama/nn/swiglu.py. Lesson: lessons/12_triton.ipynb.
+Shazeer 2020 (arXiv:2002.05202), Eq. 6. Readable twin: minillama/nn/swiglu.py. Lesson: lessons/15_gpu.ipynb.
 
 Programs: one per row and BLOCK channels; tiles, because padding a whole row of 11008 channels to a power of two would leave a
-third of the lanes idle. Backward recomputes the sigmoid, writes both gradients into the halves of one buffer, so that the
-projections behind them are one matrix product, and the product itself too if a buffer for it is handed in.
+third of the lanes idle. Backward recomputes the sigmoid and writes both gradients into the halves of one buffer, so that the next
+step of backward, through w1 and w3, is one matrix product. It also writes silu(gate) * up again if it gets a buffer for that.
 
 Roofline, in bytes for N rows of F elements of b bytes: forward 3bNF;  backward 5bNF, 6bNF with the product.
 """
@@ -57,13 +57,13 @@ def swiglu_backward_kernel(
 
 
 def _grid(N, F):
-    """A program for every row and tile, and a tile's width and warps: 8 elements per thread, loaded as 16 bytes of bfloat16."""
+    """A program for every row and tile; the width and warps of a tile: 8 elements per thread, loaded as 16 bytes of bfloat16."""
     block = min(1024, triton.next_power_of_2(F))
     return (N * triton.cdiv(F, block),), {"BLOCK": block, "num_warps": max(1, block // 256)}
 
 
 def swiglu_forward(gate, up):
-    """Gate `up`.
+    """Multiply `up` by silu(gate).
 
     Args:
         gate, up: (..., F) float    may be the two halves of one (..., 2F) array
@@ -93,7 +93,7 @@ def swiglu_backward(dout, cache, out=None, product=None):
 
     Args:
         out:     (..., 2F) contiguous, optional    buffer for both gradients
-        product: (..., F) contiguous, optional     buffer that receives silu(gate) * up again, for a caller who did not keep it
+        product: (..., F) contiguous, optional     buffer that receives silu(gate) * up again, for a caller that did not keep it
 
     Returns:
         dgate, dup: (..., F) each, the two halves of one (..., 2F) array
@@ -123,7 +123,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 @torch.library.custom_op("minillama::swiglu_backward", mutates_args=())
 def _swiglu_backward(dout: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    out = gate.new_empty((*gate.shape[:-1], 2 * gate.shape[-1]))  # an op's outputs may not share memory: both halves as one
+    out = gate.new_empty((*gate.shape[:-1], 2 * gate.shape[-1]))  # the outputs of an op may not share memory: both halves as one
     swiglu_backward(dout, (gate, up), out=out)
     return out
 
