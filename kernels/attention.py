@@ -18,7 +18,7 @@ Roofline, for B sequences of T positions and H heads, in elements of b bytes:
     forward   2BHT^2 Dh FLOPs (two products over half of the square; 4BHT^2 Dh over all of it)        4bBTH Dh bytes
     backward  5BHT^2 Dh FLOPs (five products: scores, dprobs, dv, dq, dk)                             8bBTH Dh bytes
 From a few hundred positions on, the FLOPs are the limit. This backward computes scores and dprobs twice, once for dq and once for
-dk and dv: seven products, so by the count of five it cannot exceed 5/7 of the device's peak. That is the price of working without
+dk and dv: seven products, so it cannot exceed 5/7 of the device's peak if five are counted. That is the price of working without
 atomics, whose order of summation changes from run to run.
 
 Scores are kept in units of log2, because the hardware has an instruction for exp2, and log2(e) / sqrt(Dh) is one factor. lse is in

@@ -18,7 +18,7 @@ products. Then, for every case, all contenders (peers.py) run in this one proces
 Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms up slows all of them alike; ratios are taken within a
 round. A contender that cannot be captured has no graph times. Memory is the peak of one call in addition to its inputs.
 
-Results are JSON lines (bench_table.py has their fields), written at once; --resume continues a run that was stopped.
+Results are JSON lines (bench_table.py has their fields), written as soon as they are known; --resume continues a run that was stopped.
 """
 import argparse
 import datetime
@@ -58,7 +58,7 @@ FACTOR, EPS = 2.0, 2.0  # those of the tests: KERNEL_FACTOR and KERNEL_EPS in te
 ROUNDS = 30
 REPLAY_MS = 0.5  # a graph takes at least this long: the resolution of an event is 1/1000 of it
 MAX_CALLS = 256  # most calls in a graph, unless there are more input sets
-L2_CACHES = 4  # so many L2 caches are filled by all input sets together
+L2_CACHES = 4  # all input sets together fill so many L2 caches
 FULL, QUICK = (20, 50), (5, 15)  # (warm-up, timed) training steps: if --minutes is at least LONG, and if it is less
 LONG = 15.0
 
@@ -70,7 +70,7 @@ class Lost(Exception):
 
 
 class Results:
-    """Writes every result twice: as a JSON line to a file, flushed at once, and as a readable row to stdout."""
+    """Writes every result twice: as a JSON line to a file, flushed immediately, and as a readable row to stdout."""
 
     def __init__(self, path, resume, smoke):
         self.file, self.done, self.smoke, self.rates, self.faults = None, set(), smoke, None, 0
@@ -308,7 +308,7 @@ class Bench:
 
     def kernel(self, case, providers):
         """All contenders of a case, all directions."""
-        torch.compiler.reset()                                   # it gives up on a function that it has compiled for eight shapes
+        torch.compiler.reset()                                   # it would stop compiling a function after eight shapes
         wanted = [p for p in case.workload.builders if p in providers
                   and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in roofline.DIRECTIONS)]
         if not wanted:
@@ -585,7 +585,7 @@ def measure(arguments):
                       f"the 1.3B model's products {machine['gemm_tflops']:.0f} TFLOP/s, 8192^3 {machine['square_gemm_tflops']:.0f}")
             bench = Bench(results, timer, rates, 2 if smoke else ROUNDS, l2_bytes)
             free()
-            gc.freeze()                                          # every capture collects garbage: it need not look at what stays anyway
+            gc.freeze()                                          # every capture collects garbage: skip the objects that stay anyway
             work = [unit for kernel, shape in todo for unit in _units(bench, kernel, shape, arguments, device, warmup, steps)]
             for number, (name, unit) in enumerate(work):
                 if time.monotonic() - started > 60 * arguments.minutes:

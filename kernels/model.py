@@ -70,7 +70,7 @@ class Layer(torch.nn.Module):
 
 
 class Llama(torch.nn.Module):
-    """The model. The loss is computed inside `forward`, because there a library that shards parameters has gathered the output head.
+    """The model. The loss is computed inside `forward`, where a library that shards parameters has gathered the output head.
 
     kernels:       str           "reference" or "triton"
     attention:     str           of the Triton block: "triton", "cudnn" or "flash"

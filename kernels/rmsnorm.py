@@ -7,7 +7,7 @@ Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4. Readable twin: minillama/nn/rms
 Programs: forward has one per ROWS rows, and each row is whole in registers, so that x is read once. Backward has G programs that stay
 on their multiprocessors: program g computes rows g, g + G, ... and keeps its sum of dweight in registers until the end; a second
 kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. Triton does not specialise on
-the number of rows, so a new sequence length compiles nothing again.
+the number of rows, so a new sequence length needs no new compilation.
 
 Roofline, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
     forward 2bND;  backward 3bND;  with the addition 4bND each way.

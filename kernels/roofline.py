@@ -1,7 +1,7 @@
 """Rooflines: the bytes a kernel must move and the FLOPs it must compute at least, and the time that follows from them.
 
-`kernels/bench.py` compares measured times with this time. N tokens of D channels in elements of b bytes; an array
-counts once if it is read, and once if it is written.
+`kernels/bench.py` compares measured times with this time. N tokens of D channels in elements of b bytes; an array counts
+once if it is read, and once if it is written.
 
     kernel                 forward                          backward                               together
     rmsnorm                2bND      x; out                 3bND      dout, x; dx

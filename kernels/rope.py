@@ -3,7 +3,7 @@
     [out_2j  ]   [cos -sin] [x_2j  ]
     [out_2j+1] = [sin  cos] [x_2j+1]        of angle(t, j) = t * theta^(-2j / Dh), radians
 
-Su et al. 2021 (arXiv:2104.09864), Eq. 34, on adjacent pairs as LLaMA-1 has them. Readable twin: minillama/nn/rope.py.
+Su et al. 2021 (arXiv:2104.09864), Eq. 34, on adjacent pairs, as in LLaMA-1. Readable twin: minillama/nn/rope.py.
 Lesson: lessons/15_gpu.ipynb.
 
 Programs: one per token and HEADS heads. The two channels of a pair are next to each other, so a head is loaded as one contiguous array
