@@ -1,4 +1,4 @@
-"""AdamW in Triton over flat arrays, with clipping by the global norm and no word to the host.
+"""AdamW in Triton over flat arrays, with clipping by the global norm, which stays on the device.
 
     norm = sqrt(sum g^2)        coefficient = min(1, max_norm / norm)        g = coefficient g
     m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2
@@ -7,12 +7,12 @@
 Loshchilov & Hutter 2019 (arXiv:1711.05101), Algorithm 2; Pascanu et al. 2013 (arXiv:1211.5063), Algorithm 1. Readable twins:
 minillama/optim/adamw.py, clip.py. Lesson: lessons/09_adamw.ipynb.
 
-Programs: the norm takes G programs that each add up every G-th block, then one that adds the G sums and writes the norm and
-the coefficient; the update takes one per BLOCK elements and reads the coefficient from the device's memory, so that the
-host never waits for the norm. A norm that is not finite makes the coefficient 0, and the update then writes nothing: the
-parameters stay those of the step before.
+Programs: for the norm, G programs each sum every G-th block, then one program adds the G sums and writes the norm and the
+coefficient. The update has one program per BLOCK elements, which reads the coefficient from the device's memory, so that the
+host never waits for the norm. If the norm is not finite the coefficient is 0, and the update then writes nothing: the
+parameters stay as they were before the step.
 
-Floor, in bytes per parameter: the norm 4; the update 28 (param, m, v read and written, gradient read), 30 with the bfloat16 copy.
+Roofline, in bytes per parameter: the norm 4; the update 28 (param, m, v read and written, gradient read), 30 with the bfloat16 copy.
 """
 import math
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from .launch import check, check_same, launch, multiprocessors
 
 BLOCK = 1024
-SUMS = 1024  # at most this many partial sums, which one program adds up
+SUMS = 1024  # at most this many partial sums, which one program adds
 
 
 @triton.jit(do_not_specialize=["G"])
@@ -53,7 +53,7 @@ def adamw_kernel(
     param_ptr, grad_ptr, m_ptr, v_ptr, coefficient_ptr, copy_ptr,
     n, lr_hat, keep, beta1_rest, beta2_rest, root_correction, eps,  # keep = 1 - lr * decay, beta_rest = 1 - beta
     CLIP: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
     grad = tl.load(grad_ptr + index, inside, other=0.0).to(tl.float32)
@@ -78,11 +78,11 @@ def _check_flat(op, **tensors):
     check(op, **tensors)
     for name, tensor in tensors.items():
         if tensor.ndim != 1 or not tensor.is_contiguous():
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}, and must be flat and contiguous")
+            raise ValueError(f"{op}: {name} must be flat and contiguous, got shape {tuple(tensor.shape)}, strides {tensor.stride()}")
 
 
 def clip_coefficient(grad, max_norm):
-    """The factor that shortens a gradient to at most max_norm.
+    """The factor that scales a gradient to a norm of at most max_norm.
 
     Args:
         grad:     (n,) float    the gradient of all parameters together
@@ -106,11 +106,11 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     """Update param, m, v and copy IN PLACE; grad is only read.
 
     Args:
-        param, m, v: (n,) float32    a flat stretch of parameters that share one weight_decay, and their moments
+        param, m, v: (n,) float32    parameters that share one weight_decay, as one flat array, and their moments
         grad:        (n,) float
         step:        int             1 for the first update
         lr:          float           learning rate of this step
-        coefficient: () float32      optional, on the device: multiplies grad; where it is 0 nothing is written
+        coefficient: () float32      optional, on the device: multiplies grad; if it is 0, nothing is written
         copy:        (n,) float      optional: receives the new parameters, rounded to its dtype
 
     Raises:
@@ -121,12 +121,12 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     check_same("adamw_step", "shape", **given)
     for name in ("param", "m", "v"):
         if given[name].dtype != torch.float32:
-            raise ValueError(f"adamw_step: {name} is {str(given[name].dtype).removeprefix('torch.')}, and must be float32")
+            raise ValueError(f"adamw_step: {name} must be float32, got {str(given[name].dtype).removeprefix('torch.')}")
     n = len(param)
     launch(adamw_kernel, (triton.cdiv(n, BLOCK),), param, grad, m, v,
            param if coefficient is None else coefficient, param if copy is None else copy,
            n, lr / (1 - beta1**step), 1 - lr * weight_decay, 1 - beta1, 1 - beta2, math.sqrt(1 - beta2**step), eps,
-           CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=4)  # fmt: skip
+           CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=4)
 
 
 @torch.library.custom_op("minillama::clip_coefficient", mutates_args=())
@@ -138,7 +138,7 @@ def _clip_coefficient(grad: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
 def _adamw_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
     coefficient: Tensor | None, copy: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     adamw_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay, coefficient, copy)
 
 

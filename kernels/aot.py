@@ -1,15 +1,15 @@
-"""Every kernel compiled ahead of time, for GPUs this machine does not have: `python -m kernels.aot`.
+"""Every kernel compiled ahead of time, for GPUs that this machine does not have: `python -m kernels.aot`.
 
-Each launcher is called on tensors without memory (device "meta") while `launch.record` takes down what it would have launched; that
-is specialised as Triton specialises it at a launch, and compiled to machine code. What must hold is checked in the result:
+Each launcher is called on tensors without memory (device "meta") while `launch.record` records what it would launch. Each recorded
+launch is specialised as Triton would specialise it, and compiled to machine code. The result must have:
 
-    no 64-bit floats       a stray double runs at a fraction of the speed
-    no register spills     or the registers' overflow travels through memory
-    shared memory          within what a multiprocessor has
+    no 64-bit floats       they run at a fraction of the speed
+    no register spills     they go through memory
+    shared memory          no more than a multiprocessor has
     64-bit offsets         no 32-bit product with an argument: row * stride overflows at 2^31 elements
-    matrix instructions    where the kernel multiplies tiles
+    matrix instructions    if the kernel multiplies tiles
 
-Triton's compiler and its interpreter do not go together in one process: TRITON_INTERPRET must not be set here.
+Triton cannot compile and interpret in one process: TRITON_INTERPRET must not be set here.
 """
 import argparse
 import json
@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import launch
+from .interpreter import interpreted
 
 TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes a program may use
@@ -107,17 +108,18 @@ def _attention(B, T, H, Dh, dtype):
 
 
 def _layer(name):
-    """A whole layer as the engine trains it: of a preset, or of the 1.3B model of the benchmark."""
+    """A whole layer as the engine trains it, of a preset or of the benchmark's 1.3B model."""
     from minillama.config import PRESETS, ModelConfig
     from minillama.nn import param_shapes
+    from minillama.nn.model import BLOCK_NAMES
 
     from .bench_step import MODEL
-    from .block import NAMES, block_backward, block_forward
+    from .block import block_backward, block_forward
 
     config = ModelConfig(**PRESETS[name].model) if name in PRESETS else MODEL
     T = config.max_seq_len
     table = _meta(T, config.head_dim // 2, dtype=torch.float32)
-    params = {short: _meta(*param_shapes(config)[f"layers.0.{short}"]) for short in NAMES}
+    params = {short: _meta(*param_shapes(config)[f"layers.0.{short}"]) for short in BLOCK_NAMES}
     out, cache = block_forward(_meta(8, T, config.dim), params, table, table, config)
     block_backward(out, cache)
 
@@ -159,9 +161,9 @@ EXAMPLES = {
 
 
 def specialise(call):
-    """What Triton's launch would compile for: (signature, constants, attributes) of a recorded Launch.
+    """How Triton would specialise a recorded Launch: (signature, constants, attributes).
 
-    Pointers and integers that are multiples of 16 may be loaded as vectors, and an argument that is 1 becomes a constant.
+    Triton marks pointers and integers that are multiples of 16, which allows vector loads, and turns an argument that is 1 into a constant.
     """
     signature, constants, attributes = {}, {}, {}
     names = call.kernel.arg_names
@@ -204,7 +206,7 @@ def narrow_products(ttir):
         ttir: str    Triton's intermediate code
 
     Returns:
-        list of str, the operations
+        list of str, these operations
     """
     narrow = set(re.findall(r"(%\w+): i32", re.search(r"tt\.func public [^\n]*", ttir)[0]))
     narrow |= set(re.findall(r"(%\w+) = tt\.get_program_id \w+ : i32", ttir))
@@ -217,7 +219,7 @@ def compile_launch(call, target):
     """Compile one recorded launch for one target.
 
     Returns:
-        dict: kernel, target, shared (bytes), spills, faults (list of sentences, empty if all holds)
+        dict: kernel, target, shared (bytes), spills, faults (list of sentences, empty if there are none)
     """
     signature, constants, attributes = specialise(call)
     options = {name: value for name, value in call.options.items() if name in ("num_warps", "num_stages")}
@@ -240,7 +242,7 @@ def compile_launch(call, target):
 
 
 def launches(example, target="sm_90"):
-    """The launches of one example on a GPU of the class `target`, without repetition."""
+    """The launches of one example on a GPU of the class `target`, each once."""
     with launch.record(target) as calls:
         EXAMPLES[example]()
     return list({(call.kernel.__name__, str(specialise(call)), str(call.options)): call for call in calls}.values())
@@ -251,7 +253,7 @@ def _compile_example(example, target):
 
 
 def compile_all(examples, targets, jobs):
-    """Rows of `compile_launch` for every example and target, as they are done."""
+    """Yield the rows of `compile_launch` for every example and target."""
     with ProcessPoolExecutor(jobs) as pool:
         for rows in pool.map(_compile_example, *zip(*((example, target) for example in examples for target in targets))):
             yield from rows
@@ -259,23 +261,25 @@ def compile_all(examples, targets, jobs):
 
 def main(argv=None):
     """Print a row per kernel and target. Returns the exit status: 1 if one of them has a fault."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description="Compile every kernel without a GPU, and check the result.")
-    parser.add_argument("--targets", default=",".join(TARGETS), help=f"some of {','.join(TARGETS)} (default all)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the examples whose name contains this")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: all cores)")
-    parser.add_argument("--json", action="store_true", help="a JSON object per line instead of a table")
+    parser = argparse.ArgumentParser(prog="python -m kernels.aot",
+                                     description="Compile every kernel without a GPU, and check the machine code.")
+    parser.add_argument("--targets", default=",".join(TARGETS), metavar="LIST",
+                        help=f"classes of GPU to compile for: some of {','.join(TARGETS)} (default: all)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="compile only the examples whose name contains TEXT")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="number of processes (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per line instead of a table")
     arguments = parser.parse_args(argv)
-    if launch.INTERPRETED:
-        parser.exit(2, "error: TRITON_INTERPRET=1 is set, and the interpreter compiles nothing: unset it\n")
+    if interpreted():
+        parser.exit(2, "error: TRITON_INTERPRET must not be set, got 1: the interpreter compiles nothing\n")
     targets = arguments.targets.split(",")
     for target in targets:
         if target not in TARGETS:
-            parser.exit(2, f"error: --targets names {target!r}, and there are {', '.join(TARGETS)}\n")
+            parser.exit(2, f"error: --targets must be some of {','.join(TARGETS)}, got {target!r}\n")
     examples = [example for example in EXAMPLES if arguments.only in example]
     if not examples:
-        parser.exit(2, f"error: no example's name contains {arguments.only!r}: there are {', '.join(EXAMPLES)}\n")
+        parser.exit(2, f"error: --only must be part of an example's name, got {arguments.only!r}: the examples are {', '.join(EXAMPLES)}\n")
     if arguments.jobs < 1:
-        parser.exit(2, f"error: --jobs is {arguments.jobs}, and must be at least 1\n")
+        parser.exit(2, f"error: --jobs must be at least 1, got {arguments.jobs}\n")
     faulty = 0
     for row in compile_all(examples, targets, arguments.jobs):
         faulty += bool(row["faults"])
@@ -283,7 +287,7 @@ def main(argv=None):
             print(json.dumps(row), flush=True)
         else:
             print(f"{row['example']:<34} {row['kernel']:<34} {row['target']:<7} {row['shared']:>7} B shared  "
-                  f"{'; '.join(row['faults']) or 'ok'}", flush=True)  # fmt: skip
+                  f"{'; '.join(row['faults']) or 'ok'}", flush=True)
     return 1 if faulty else 0
 
 

@@ -2,28 +2,28 @@
 
     out = softmax(q k^T / sqrt(Dh)) v        a query sees the keys up to its own position
 
-Forward keeps a running maximum and sum per row, so that no row of scores is ever whole; backward rebuilds each tile of
+Forward keeps a running maximum and sum per row, so that no row of scores is ever stored whole; backward rebuilds each tile of
 probabilities from the saved log-sum-exp. Dao et al. 2022 (arXiv:2205.14135), Dao 2023 (arXiv:2307.08691); [LLaMA §2.4].
-Readable twins: minillama/nn/flash.py (these loops, in NumPy) and minillama/nn/attention.py. Lesson: lessons/12_triton.ipynb.
+Readable twins: minillama/nn/flash.py (these loops, in NumPy) and minillama/nn/attention.py. Lesson: lessons/15_gpu.ipynb.
 
 Programs: a grid of (tiles along T, heads, batch).
-    forward   a program per QUERIES queries walks over the tiles of keys up to the diagonal.
-    dq        the same walk. It begins with delta = rowsum(dout * out), which it stores for
-    dk, dv    a program per KEYS keys walks over the tiles of queries from the diagonal on.
-Tiles above the diagonal are never visited, tiles below it run without a mask, and the programs with the longest walk start
-first, so that the short ones fill the end. Every program writes rows that only it owns, without atomics: the same input gives
-the same bits.
+    forward   a program per QUERIES queries goes through the tiles of keys up to the diagonal.
+    dq        a program per QUERIES queries goes through the same tiles. It first computes delta = rowsum(dout * out) and stores it
+              for dk and dv.
+    dk, dv    a program per KEYS keys goes through the tiles of queries from the diagonal on.
+Tiles above the diagonal are never visited, and tiles below it run without a mask. The programs with the most tiles start first, so
+that the short ones fill the end. Every program writes only its own rows, without atomics: the same input gives the same bits.
 
-Floor, for B sequences of T positions and H heads, in elements of b bytes:
+Roofline, for B sequences of T positions and H heads, in elements of b bytes:
     forward   2BHT^2 Dh FLOPs (two products over half of the square; 4BHT^2 Dh over all of it)        4bBTH Dh bytes
     backward  5BHT^2 Dh FLOPs (five products: scores, dprobs, dv, dq, dk)                             8bBTH Dh bytes
-Arithmetic binds from a few hundred positions on. This backward computes scores and dprobs twice, once for each walk: seven
-products, which caps it at 5/7 of the device's peak by the count of five. That is the price of no atomics and no order of
-summation that changes from run to run.
+From a few hundred positions on, the FLOPs are the limit. This backward computes scores and dprobs twice, once for dq and once for
+dk and dv: seven products, so it cannot exceed 5/7 of the device's peak if five are counted. That is the price of working without
+atomics, whose order of summation changes from run to run.
 
-Scores are kept in units of log2: exp2 is the instruction there is, and log2(e) / sqrt(Dh) is one factor. lse is in base 2 too.
-Operands of every product are of the input's dtype (float32 in full precision, without the tensor cores of NVIDIA's devices),
-statistics and sums are float32.
+Scores are kept in units of log2, because the hardware has an instruction for exp2, and log2(e) / sqrt(Dh) is one factor. lse is in
+base 2 too. The operands of every product have the input's dtype (float32 in full precision, without the tensor cores of NVIDIA's
+devices); statistics and sums are float32.
 """
 import math
 
@@ -41,8 +41,8 @@ LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 
 # (QUERIES, KEYS, warps, pipeline stages) by class of GPU, kernel, bytes per element, and head_dim rounded up to a power of two. Chosen by
-# compiling ahead of time: no register spills (where rows are 16-byte aligned), shared memory fits (in 99 KB for sm_80, so that the GPUs of
-# that class with less run too), and on sm_90 ptxas does not serialise the products. None of them was chosen by a timing.
+# compiling ahead of time: no register spills (where rows are 16-byte aligned), shared memory fits (in 99 KB for sm_80, because some GPUs of
+# that class have no more), and on sm_90 ptxas does not serialise the products. None of them was chosen by a timing.
 TILES = {
     "sm_90": {
         ("forward", 2): {128: (128, 128, 8, 2), 64: (128, 128, 8, 3), 32: (128, 128, 8, 3), 16: (128, 128, 8, 3)},
@@ -69,7 +69,7 @@ TILES = {
         ("dkdv", 4): {128: (32, 32, 4, 1), 64: (32, 32, 4, 1), 32: (32, 32, 4, 1), 16: (32, 32, 4, 1)},
     },
 }
-MASKED = {                                                       # instead, where a mask (T or head_dim no multiple) takes registers
+MASKED = {                                                       # used instead if T or head_dim needs a mask, which takes registers
     ("sm_90", "forward", 2, 128): (128, 64, 8, 3),
     ("sm_90", "dkdv", 2, 128): (32, 128, 8, 3),
     ("sm_80", "forward", 2, 128): (128, 32, 8, 2),
@@ -78,7 +78,7 @@ MASKED = {                                                       # instead, wher
 
 @triton.jit
 def _at(pointer, position, batch_stride, time_stride, head_stride):
-    """Where a position of this program's sequence and head begins."""
+    """Pointer to the first channel of a position, in this program's sequence and head."""
     batch, head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     return pointer + batch * batch_stride + head * head_stride + position.to(tl.int64) * time_stride
 
@@ -91,7 +91,7 @@ def _tile(time_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _inside(position, left, DH: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Which elements of a tile exist: (1 or ROWS, 1 or BLOCK). A constant, and so no mask at all, where all do."""
+    """Which elements of a tile exist: (1 or ROWS, 1 or BLOCK). If all do it is a constant, and the loads have no mask."""
     rows = tl.full((1, 1), True, tl.int1) if WHOLE else (position < left)[:, None]
     columns = tl.full((1, 1), True, tl.int1) if DH == BLOCK else (tl.arange(0, BLOCK) < DH)[None, :]
     return rows & columns
@@ -106,7 +106,7 @@ def attention_forward_kernel(
     DH: tl.constexpr, BLOCK: tl.constexpr,    # BLOCK: DH rounded up to a power of two
     WHOLE: tl.constexpr,                      # T is a multiple of QUERIES
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+):
     first = ((tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)) * QUERIES).to(tl.int32)
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     exists = _inside(query, T - first, DH, BLOCK, WHOLE)
@@ -125,7 +125,7 @@ def attention_forward_kernel(
             s = tl.dot(q, tl.trans(k), input_precision="ieee")   # (QUERIES, KEYS)
             if not BELOW:
                 s = tl.where(query[:, None] >= (key + start - first)[None, :], s, float("-inf"))
-            m_new = tl.maximum(m, tl.max(s, 1) * scale)          # finite from the first tile on: all see its first key
+            m_new = tl.maximum(m, tl.max(s, 1) * scale)          # finite from the first tile on: every query sees its first key
             p = tl.exp2(s * scale - m_new[:, None])
             shrink = tl.exp2(m - m_new)
             l = l * shrink + tl.sum(p, 1)
@@ -149,7 +149,7 @@ def attention_dq_kernel(
     dout_batch, dout_time, dout_head, q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head,
     out_batch, out_time, out_head, dq_batch, dq_time, dq_head,
     DH: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+):
     first = ((tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)) * QUERIES).to(tl.int32)
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     exists = _inside(query, T - first, DH, BLOCK, WHOLE)
@@ -190,7 +190,7 @@ def attention_dkdv_kernel(
     dout_batch, dout_time, dout_head, q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head,
     dk_batch, dk_time, dk_head, dv_batch, dv_time, dv_head,
     DH: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+):
     first = (tl.program_id(0).to(tl.int64) * KEYS).to(tl.int32)
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     exists = _inside(key, T - first, DH, BLOCK, WHOLE)
@@ -201,7 +201,7 @@ def attention_dkdv_kernel(
     dout_ptr, dout_tile = _at(dout_ptr, first, dout_batch, dout_time, dout_head), _tile(dout_time, QUERIES, BLOCK)
     row = (tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * T
     if WHOLE:
-        row = tl.multiple_of(row, 16)                            # as T is: loads may be vectors
+        row = tl.multiple_of(row, 16)                            # because T is: loads may be vectors
     lse_ptr, delta_ptr = lse_ptr + row, delta_ptr + row
     dk = tl.zeros((KEYS, BLOCK), tl.float32)
     dv = tl.zeros((KEYS, BLOCK), tl.float32)
@@ -228,31 +228,31 @@ def attention_dkdv_kernel(
 
 
 def _checked(op, q, k, v):
-    """Refuse what the kernels do not cover. Returns q, k, v as they can be read."""
+    """Check the arguments. Returns q, k, v in a layout that the kernels can read."""
     check(op, q=q, k=k, v=v)
     check_same(op, "shape", q=q, k=k, v=v)
     check_same(op, "dtype", q=q, k=k, v=v)
     if q.ndim != 4 or q.shape[-1] % 2 or q.shape[-1] > MAX_HEAD_DIM:
-        raise ValueError(f"{op}: q has shape {tuple(q.shape)}, and must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}")
+        raise ValueError(f"{op}: q must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}, got shape {tuple(q.shape)}")
     if max(q.shape[0], q.shape[2]) > MAX_GRID:
-        raise ValueError(f"{op}: q has shape {tuple(q.shape)}, and must have at most {MAX_GRID} sequences and heads")
+        raise ValueError(f"{op}: q must have at most {MAX_GRID} sequences and heads, got shape {tuple(q.shape)}")
     return _readable(q), _readable(k), _readable(v)
 
 
 def _readable(x):
-    """x, or a copy where its channels do not lie side by side (or a tile spans 2^31 elements: offsets within one are 32-bit)."""
+    """x, or a copy if its channels are not contiguous or a tile would span 2^31 elements (offsets within a tile are 32-bit)."""
     return x if x.stride(-1) == 1 and x.stride(1) < MAX_STRIDE else x.contiguous()
 
 
 def _buffer(op, name, out, q):
-    """The caller's `out`, refused if kernels cannot write into it, or a new array like q."""
+    """The caller's `out`, after a check that the kernels can write into it, or a new array like q."""
     if out is None:
         return torch.empty(q.shape, dtype=q.dtype, device=q.device)
     check(op, q=q, **{name: out})
     check_same(op, "shape", q=q, **{name: out})
     check_same(op, "dtype", q=q, **{name: out})
     if _readable(out) is not out:
-        raise ValueError(f"{op}: {name} has strides {out.stride()}, and must have its channels side by side (stride 1)")
+        raise ValueError(f"{op}: {name} must have contiguous channels (stride 1), got strides {out.stride()}")
     return out
 
 
@@ -261,21 +261,21 @@ def _launch(kernel, name, q, arrays, strided):
     B, T, H, Dh = q.shape
     block, target = max(16, triton.next_power_of_2(Dh)), architecture(q)
     tile = TILES[target][name, q.element_size()][block]
-    rows = tile[name == "dkdv"]                                  # that a program owns: queries, or keys
+    rows = tile[name == "dkdv"]                                  # of one program: queries, or keys
     if T % rows or Dh < block:
         tile = MASKED.get((target, name, q.element_size(), block), tile)
     queries, keys, warps, stages = tile
     strides = (stride for x in strided for stride in x.stride()[:3])
     launch(kernel, (triton.cdiv(T, rows), H, B), *arrays, T, LOG2_E / math.sqrt(Dh), *strides,
-           DH=Dh, BLOCK=block, WHOLE=T % rows == 0, QUERIES=queries, KEYS=keys, num_warps=warps, num_stages=stages)  # fmt: skip
+           DH=Dh, BLOCK=block, WHOLE=T % rows == 0, QUERIES=queries, KEYS=keys, num_warps=warps, num_stages=stages)
 
 
 def attention_forward(q, k, v, out=None):
-    """Attend, causally, in training: queries and keys are the same positions.
+    """Causal attention for training: queries and keys are of the same positions.
 
     Args:
-        q, k, v: (B, T, H, Dh) float    q and k already rotated; Dh even, at most 128; any strides, copied only if channels are apart
-        out:     (B, T, H, Dh) like q   where to write, with any strides but the last; a new contiguous array if None
+        q, k, v: (B, T, H, Dh) float    q and k already rotated; Dh even, <= 128; any strides; a copy only if channels are not contiguous
+        out:     (B, T, H, Dh) like q   where to write; channels contiguous, other strides free; a new contiguous array if None
 
     Returns:
         out:     (B, T, H, Dh) like q
@@ -314,7 +314,7 @@ def attention_backward(dout, cache, out=None):
     return dq, dk, dv
 
 
-# What follows makes the pair known to PyTorch: autograd, torch.compile (which needs shapes without running: the fakes).
+# Registration with PyTorch: autograd, and torch.compile, which asks the fakes for the shapes of the outputs without running a kernel.
 
 @torch.library.custom_op("minillama::attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,24 @@
-"""Every kernel timed beside its peers, with its floor: `python -m kernels.bench`. Needs a CUDA GPU, but for --smoke, --memory and --render.
+"""Every kernel timed beside its peers and its roofline: `python -m kernels.bench`.
+
+Needs a CUDA GPU, except with --smoke, --memory or --render.
 
     kernels    every op but attention, at four shapes, forward, backward and both
     attention  at T = 1k to 16k, 16384 tokens
     step       a training step of a model of 1.3 billion parameters, and the bytes kept for backward
 
-The machine is measured first: its copy bandwidth and its rate on the model's own matrix products are what floors are computed from
-(floors.py). Then, for every case, all contenders (peers.py) in this one process:
+The machine is measured first: rooflines (roofline.py) are computed from its copy bandwidth and its rate on the model's own matrix
+products. Then, for every case, all contenders (peers.py) run in this one process:
 
-    verify   outputs and gradients against float32 or float64; who errs more than twice as far as PyTorch in the same dtype gets no time
-    graph    N calls in a CUDA graph: the GPU's time alone. The calls rotate among input sets of four L2 caches together, or each
-             would find what the one before it left there
-    eager    one call from an idle GPU, events around it: the host's work counts
+    verify   outputs and gradients are compared with float32 or float64; a contender whose error is more than twice PyTorch's in the same
+             dtype is not timed
+    graph    N calls in a CUDA graph: the time of the GPU alone. The calls rotate among input sets that together fill four L2 caches;
+             otherwise each call would find its inputs in the cache
+    eager    one call on an idle GPU, between two events: the work of the host counts too
 
-Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms up slows all of them; ratios are of the same round. What
-cannot be captured has no graph times. Memory is the peak of one call above what it is given.
+Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms up slows all of them alike; ratios are taken within a
+round. A contender that cannot be captured has no graph times. Memory is the peak of one call in addition to its inputs.
 
-Results are JSON lines (bench_table.py has their fields), written as they come; --resume goes on where a run was stopped.
+Results are JSON lines (bench_table.py has their fields), written as soon as they are known; --resume continues a run that was stopped.
 """
 import argparse
 import datetime
@@ -23,7 +26,6 @@ import gc
 import importlib
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -35,7 +37,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import bench_step, bench_table, floors, peers
+from . import bench_step, bench_table, peers, roofline
 from .bench_clock import (
     CudaTimer,
     HostTimer,
@@ -49,30 +51,31 @@ from .bench_clock import (
     version,
 )
 from .bench_table import SCHEMA, check_record
+from .interpreter import interpreted
 
 SUITES = ("kernels", "attention", "step")
-FACTOR, FLOOR = 2.0, 2.0  # of the rule of tests/tolerances.py: KERNEL_FACTOR, KERNEL_FLOOR
+FACTOR, EPS = 2.0, 2.0  # those of the tests: KERNEL_FACTOR and KERNEL_EPS in tests/tolerances.py
 ROUNDS = 30
-REPLAY_MS = 0.5  # a graph's time at least: what an event resolves is 1/1000 of it
-MAX_CALLS = 256  # in a graph, unless there are more input sets
-L2_CACHES = 4  # that the input sets fill together
-WARMUP, STEPS = (20, 50), (5, 15)  # of the training step: the protocol's, and within less than LONG minutes
+REPLAY_MS = 0.5  # a graph takes at least this long: the resolution of an event is 1/1000 of it
+MAX_CALLS = 256  # most calls in a graph, unless there are more input sets
+L2_CACHES = 4  # all input sets together fill so many L2 caches
+FULL, QUICK = (20, 50), (5, 15)  # (warm-up, timed) training steps: if --minutes is at least LONG, and if it is less
 LONG = 15.0
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the output
 
 class Lost(Exception):
-    """The GPU answers nothing any more: a kernel read or wrote outside its memory."""
+    """The GPU does not answer any more: a kernel read or wrote outside its memory."""
 
 
 class Results:
-    """Where lines go: a file, flushed line by line, and a row for people on stdout."""
+    """Writes every result twice: as a JSON line to a file, flushed immediately, and as a readable row to stdout."""
 
     def __init__(self, path, resume, smoke):
         self.file, self.done, self.smoke, self.rates, self.faults = None, set(), smoke, None, 0
         self.common = {"schema": SCHEMA, "smoke": smoke, "git": git_revision(), "torch": torch.__version__, "triton": version("triton"),
-                       "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}  # fmt: skip
+                       "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}
         if path:
             if resume and Path(path).exists():
                 self._recover(Path(path))
@@ -80,7 +83,7 @@ class Results:
             self.file = open(path, "a" if resume else "w")      # noqa: SIM115 (closed by close())
 
     def _recover(self, path):
-        """Take down what is there, and cut off a line that was not finished."""
+        """Note which results are there, and cut off an unfinished last line."""
         whole = path.read_text()
         kept = whole[:whole.rfind("\n") + 1]
         if kept != whole:
@@ -117,28 +120,28 @@ def _row(record):
     if not record["ok"]:
         return f"{what} FAILED: {record['error']}"
     cells = [] if not record["ms"] else [f"{record['ms']['p50']:9.4f} ms"]
-    for name, form in (("floor_pct", "{:4.0f}% of floor"), ("ratio", "{:5.2f} x ours"), ("peak_mb", "{:8.0f} MiB"),
-                       ("tokens_per_s", "{:8.0f} tokens/s"), ("bytes_per_token_layer", "{:9.0f} B")):  # fmt: skip
+    for name, form in (("roofline_pct", "{:4.0f}% of roofline"), ("ratio", "{:5.2f} x ours"), ("peak_mb", "{:8.0f} MiB"),
+                       ("tokens_per_s", "{:8.0f} tokens/s"), ("bytes_per_token_layer", "{:9.0f} B")):
         if record.get(name) is not None:
             cells.append(form.format(record[name]))
     return f"{what} {'  '.join(cells)}"
 
 
 def blank(kernel, shape_name, shape, dtype, provider):
-    """A line with nothing in it yet."""
+    """A record that has all its fields, but no results yet."""
     record = dict.fromkeys(bench_table.fields(kernel).keys() - bench_table.COMMON.keys())
     return record | {"kernel": kernel, "shape_name": shape_name, "shape": shape, "dtype": str(dtype).removeprefix("torch."),
-                     "provider": provider, "clocks": None, "ok": False, "absent": False}  # fmt: skip
+                     "provider": provider, "clocks": None, "ok": False, "absent": False}
 
 
 def sentence(error):
-    """The first line of an error, with its kind where the message alone says little."""
+    """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def free():
-    """Give back what nothing refers to."""
+    """Free memory that nothing refers to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -162,7 +165,7 @@ def make_case(kernel, shape_name, smoke):
     shape = (peers.ATTENTION_SHAPES if shape_name.startswith("T=") else peers.SHAPES)[shape_name]
     dtype = torch.float32 if smoke or kernel == "adamw" else torch.bfloat16
     return Case(kernel, shape_name, {letter: shape[letter] for letter in workload.letters}, dtype,
-                torch.device("cpu" if smoke else "cuda"), workload)  # fmt: skip
+                torch.device("cpu" if smoke else "cuda"), workload)
 
 
 def _like(outputs, draw):
@@ -175,12 +178,12 @@ def _wider(tensors, dtype):
 
 
 def _error(found, exact):
-    """(largest error, largest value); NaN in either stays."""
+    """(largest error, largest value); NaN stays NaN."""
     return (found.detach().to(exact.dtype) - exact).abs().max().item(), exact.abs().max().item()
 
 
 class Verdict(NamedTuple):
-    """Errors relative to the largest value of the tensor where the kernel comes closest to what is allowed, or passes it."""
+    """Errors, relative to the largest value, of the tensor whose error is the largest part of what is allowed."""
 
     max_err: float
     oracle_err: float
@@ -188,9 +191,9 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Exact outputs and gradients of a case, and how far PyTorch is from them in the case's dtype.
+    """Exact outputs and gradients of a case, and the errors of PyTorch in the case's dtype.
 
-    Exact is plain PyTorch in float64, in float32 for a big case of lower precision.
+    "Exact" is plain PyTorch in float64, or in float32 for a big case of lower precision.
     """
 
     def __init__(self, case):
@@ -206,7 +209,7 @@ class Judge:
         self.reference = [_error(x, truth)[0] for x, truth in zip(reference, self.exact, strict=True)]
 
     def _inputs(self):
-        """The same numbers in the same layout each time: some write over what they get."""
+        """The same numbers in the same layout each time, made again because some contenders overwrite them."""
         return self.case.workload.inputs(self.shape, peers.Draw(self.case.device, self.case.dtype, seed=1))
 
     @staticmethod
@@ -214,7 +217,7 @@ class Judge:
         return [x.detach() for group in results for x in group]
 
     def verdict(self, contender):
-        """Compare a contender, twice if it has a way of its own for forward and backward together. Returns the worse Verdict."""
+        """Judge a contender, twice if it has its own way for forward and backward together. Returns the worse Verdict."""
         ways = (False, True) if contender.both else (False,)
         return max((self._one(contender, both) for both in ways), key=lambda verdict: verdict.error is not None)
 
@@ -222,34 +225,34 @@ class Judge:
         douts = tuple(dout.clone() for dout in self.douts)
         results = self._detached(peers.run(contender, self._inputs(), douts, both))
         if len(results) != len(self.exact):
-            return Verdict(math.inf, 0.0, f"gives {len(results)} outputs and gradients, and there are {len(self.exact)}")
+            return Verdict(math.inf, 0.0, f"must give {len(self.exact)} outputs and gradients, got {len(results)}")
         worst, verdict = -1.0, None
         for found, exact, reference in zip(results, self.exact, self.reference):
             if found.shape != exact.shape:
-                return Verdict(math.inf, 0.0, f"gives shape {tuple(found.shape)}, not {tuple(exact.shape)}")
+                return Verdict(math.inf, 0.0, f"must give shape {tuple(exact.shape)}, got {tuple(found.shape)}")
             error, scale = _error(found, exact)
-            allowed = FACTOR * reference + FLOOR * torch.finfo(self.case.dtype).eps * scale
+            allowed = FACTOR * reference + EPS * torch.finfo(self.case.dtype).eps * scale
             used = error / allowed if error > 0 else 0.0 if error == 0 else math.inf  # NaN is neither
             if used > worst:
                 worst, unit = used, scale or 1.0
-                wrong = None if error <= allowed else f"error {error / unit:.3g} of the largest value, and {allowed / unit:.3g} is allowed"
-                verdict = Verdict(error / unit, reference / unit, wrong)
+                wrong = f"error must be at most {allowed / unit:.3g} of the largest value, got {error / unit:.3g}"
+                verdict = Verdict(error / unit, reference / unit, None if error <= allowed else wrong)
         return verdict
 
 
 def input_sets(case, l2_bytes):
-    """Enough (inputs, douts) that the inputs fill L2_CACHES caches; one where they do alone."""
+    """A list of (inputs, douts), long enough that the inputs together fill L2_CACHES caches."""
     def one(seed):
         draw = peers.Draw(case.device, case.dtype, seed)
         return case.workload.inputs(case.shape, draw), draw
 
     first, draw = one(10)
     size = sum(x.numel() * x.element_size() for x in first)
-    if case.kernel == "embedding":                               # only the rows that the ids name are read
+    if case.kernel == "embedding":                               # only the rows of the given ids are read
         size = case.shape["N"] * case.shape["D"] * first[1].element_size()
     count = max(1, math.ceil(L2_CACHES * l2_bytes / size))
     plain = case.workload.truth()
-    if case.kernel == "adamw":                                   # keeps its state in the inputs, and nothing comes in from above
+    if case.kernel == "adamw":                                   # its state is in the inputs, and it has no gradient of an output
         return [(first, ())] + [(one(10 + i)[0], ()) for i in range(1, count)]
     with torch.no_grad():
         outputs = peers.listed(plain.forward(*first)[0])
@@ -261,7 +264,7 @@ def input_sets(case, l2_bytes):
 
 
 def calls_of(contender, direction, sets):
-    """The functions to be timed, one for each input set. What backward needs is computed here."""
+    """The functions to be timed, one for each input set. What backward needs from forward is computed here, untimed."""
     def both(inputs, douts):
         if contender.both:
             return contender.both(douts, *inputs)
@@ -283,7 +286,7 @@ class Bench:
         self.results, self.timer, self.rates, self.rounds, self.l2_bytes = results, timer, rates, rounds, l2_bytes
 
     def guard(self, record, action):
-        """action(), or None: its failure becomes a line. Raises Lost if the GPU does not survive it."""
+        """action(), or None if it fails, after writing a line about the failure. Raises Lost if the GPU does not survive it."""
         try:
             return action()
         except Lost:
@@ -305,9 +308,9 @@ class Bench:
 
     def kernel(self, case, providers):
         """All contenders of a case, all directions."""
-        torch.compiler.reset()                                   # its caches count a function's shapes, and give up at the eighth
+        torch.compiler.reset()                                   # it would stop compiling a function after eight shapes
         wanted = [p for p in case.workload.builders if p in providers
-                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in floors.DIRECTIONS)]  # fmt: skip
+                  and not all(self.results.is_done(case.kernel, case.shape_name, d, p) for d in roofline.DIRECTIONS)]
         if not wanted:
             return
         wanted = [p for p in case.workload.builders if p == "ours" or p in wanted]
@@ -319,12 +322,12 @@ class Bench:
         for provider, contender in contenders.items():
             own = self.guard(empty[provider], lambda contender=contender: [contender.enter(*one) for one in sets])
             entered |= {provider: own} if own else {}
-        for direction in floors.DIRECTIONS:
+        for direction in roofline.DIRECTIONS:
             self.direction(case, direction, {p: contenders[p] for p in entered}, entered, verdicts, empty)
             free()
 
     def verified(self, case, wanted, empty):
-        """Build and judge the contenders. Returns those that are right, provider -> Contender, and their Verdicts."""
+        """Build and judge the contenders. Returns the right ones, provider -> Contender, and their Verdicts."""
         judge, contenders, verdicts = Judge(case), {}, {}
         for provider in wanted:
             if self.results.is_done(case.kernel, case.shape_name, None, provider):
@@ -338,7 +341,7 @@ class Bench:
                 contender, verdict = found
                 if verdict.error:
                     errors = {name: value if math.isfinite(value) else None for name, value in
-                              (("max_err", verdict.max_err), ("oracle_err", verdict.oracle_err))}  # fmt: skip
+                              (("max_err", verdict.max_err), ("oracle_err", verdict.oracle_err))}
                     self.results.write(empty[provider] | errors | {"error": verdict.error})
                 else:
                     contenders[provider], verdicts[provider] = contender, verdict
@@ -353,7 +356,7 @@ class Bench:
 
             def prepare(provider=provider, contender=contender):
                 made = calls_of(contender, direction, entered[provider])
-                for call in made[:2]:                            # compiles what is compiled late
+                for call in made[:2]:                            # some compile only when they are called
                     call()
                 return made, self.timer.peak_mb(made[0])
 
@@ -371,7 +374,7 @@ class Bench:
         now = None if self.results.smoke else clocks(age=5)
         for provider in calls:
             if provider == "ours" and self.results.is_done(case.kernel, case.shape_name, direction, "ours"):
-                continue                                         # it only ran beside the others, for their ratios
+                continue                                         # it ran only for the ratios of the others
             verdict = verdicts[provider]
             for mode, found in (("graph", replayed), ("eager", times)):
                 if provider in found:
@@ -380,7 +383,7 @@ class Bench:
                     self.results.write(record | self.figures(record, found[provider], found.get("ours")))
 
     def capture(self, calls, ms):
-        """(replay, calls in it), or None if it cannot be captured: it keeps its eager times."""
+        """(replay, number of calls in it), or None if the calls cannot be captured: then there are only eager times."""
         times = len(calls) * max(1, min(math.ceil(REPLAY_MS / (ms * len(calls))), MAX_CALLS // len(calls)))
         try:
             replay = self.timer.capture(calls, times)
@@ -397,14 +400,14 @@ class Bench:
 
     def figures(self, record, times, ours):
         """The fields that follow from a list of times in ms."""
-        count = floors.floor(record["kernel"], record["direction"], record["shape"], record["dtype"])
+        count = roofline.bytes_and_flops(record["kernel"], record["direction"], record["shape"], record["dtype"])
         ms = percentiles(times)
         seconds = ms["p50"] / 1e3
-        floor_ms = floors.floor_ms(count, self.rates["copy"], self.rates["gemm"]) if self.rates else None
-        return {"ms": ms, "n": len(times), "bytes": count[0], "flops": count[1], "floor_ms": floor_ms,
-                "floor_pct": 100 * floor_ms / ms["p50"] if floor_ms else None, "fixed_floor_ms": floors.floor_ms(count),
+        roofline_ms = roofline.roofline_ms(count, self.rates["copy"], self.rates["gemm"]) if self.rates else None
+        return {"ms": ms, "n": len(times), "bytes": count[0], "flops": count[1], "roofline_ms": roofline_ms,
+                "roofline_pct": 100 * roofline_ms / ms["p50"] if roofline_ms else None, "fixed_roofline_ms": roofline.roofline_ms(count),
                 "tbps": count[0] / seconds / 1e12, "tflops": count[1] / seconds / 1e12,
-                "ratio": paired_ratio(times, ours) if ours else None}  # fmt: skip
+                "ratio": paired_ratio(times, ours) if ours else None}
 
     # ----------------------------------------------------------------------------------------------------------------- the whole model
 
@@ -414,7 +417,7 @@ class Bench:
         return blank(kernel, name, shape, dtype, provider), dtype
 
     def kept(self, config, seq_len, device):
-        """Lines of the bytes kept for backward. Returns provider -> bytes per token and layer."""
+        """Write a line per provider about the bytes kept for backward. Returns provider -> bytes per token and layer."""
         found = {}
         for provider, count in bench_step.KEPT.items():
             empty, dtype = self._empty_step("kept", config, seq_len, provider)
@@ -424,7 +427,7 @@ class Bench:
         return found
 
     def step(self, provider, config, seq_len, device, batches, warmup, steps):
-        """Train for some steps and write the line of it."""
+        """Train for some steps and write the line about them."""
         empty, dtype = self._empty_step("step", config, seq_len, provider)
         if self.results.is_done("step", empty["shape_name"], "forward+backward", provider):
             return
@@ -439,19 +442,19 @@ class Bench:
 
         if found := self.guard(empty, measured):
             batch, times, peak = found
-            ms, per_token, tokens = percentiles(times), floors.step_flops(config, seq_len), batch * seq_len
+            ms, per_token, tokens = percentiles(times), roofline.step_flops(config, seq_len), batch * seq_len
             rate = tokens / ms["p50"] * 1e3
-            mfu = {count: rate * flops / floors.PEAK for count, flops in per_token.items()}
+            mfu = {count: rate * flops / roofline.PEAK for count, flops in per_token.items()}
             for count, flops in per_token.items():
                 mfu[f"{count}_of_measured"] = rate * flops / self.rates["gemm"] if self.rates else None
-            floor_ms = 1e3 * tokens * per_token["causal"] / self.rates["gemm"] if self.rates else None
+            roofline_ms = 1e3 * tokens * per_token["causal"] / self.rates["gemm"] if self.rates else None
             self.results.write(empty | {
                 "direction": "forward+backward", "mode": "eager", "ok": True, "clocks": None if self.results.smoke else clocks(), "ms": ms,
-                "n": len(times), "flops": tokens * per_token["causal"], "floor_ms": floor_ms,
-                "floor_pct": 100 * floor_ms / ms["p50"] if floor_ms else None,
-                "fixed_floor_ms": 1e3 * tokens * per_token["causal"] / floors.MATMUL, "tflops": rate * per_token["causal"] / 1e12,
+                "n": len(times), "flops": tokens * per_token["causal"], "roofline_ms": roofline_ms,
+                "roofline_pct": 100 * roofline_ms / ms["p50"] if roofline_ms else None,
+                "fixed_roofline_ms": 1e3 * tokens * per_token["causal"] / roofline.MATMUL, "tflops": rate * per_token["causal"] / 1e12,
                 "peak_mb": peak, "batch": batch, "tokens_per_s": rate, "mfu": mfu,
-            })  # fmt: skip
+            })
         free()
 
 
@@ -466,7 +469,7 @@ def plan(suites, only, smoke):
         order = [("attention", "T=2k"), *((kernel, "reference") for kernel in ops), ("step", None)]
         order += [("attention", f"T={T}k") for T in (8, 4, 16, 1)]
         order += [(kernel, shape) for shape in ("1.3B", "small", "odd") for kernel in ops
-                  if peers.SHAPES[shape].keys() >= set(peers.WORKLOADS[kernel].letters)]  # fmt: skip
+                  if peers.SHAPES[shape].keys() >= set(peers.WORKLOADS[kernel].letters)]
 
     def suite(kernel):
         return kernel if kernel in ("attention", "step") else "kernels"
@@ -475,27 +478,28 @@ def plan(suites, only, smoke):
 
 
 class Usage(Exception):
-    """A flag that says what cannot be."""
+    """A flag whose value is not allowed, or that does not go with the others."""
 
 
 def _listed(flag, text, allowed):
     chosen = [part.strip() for part in text.split(",") if part.strip()]
     for name in chosen:
         if name not in allowed:
-            raise Usage(f"{flag} names {name!r}, and there are {', '.join(allowed)}")
+            raise Usage(f"{flag} must be some of {','.join(allowed)}, got {name!r}")
     if not chosen:
-        raise Usage(f"{flag} names nothing, and there are {', '.join(allowed)}")
+        raise Usage(f"{flag} must be some of {','.join(allowed)}, got none")
     return chosen
 
 
 def print_memory():
-    """What each way keeps for backward, as a formula and at two sizes."""
+    """Print the bytes that each layer keeps for backward, as a formula and for two sizes."""
     wide = bench_step.ModelConfig(dim=4096, n_layers=1, n_heads=32, vocab_size=32000)
-    print("Bytes kept for backward per token and layer, bfloat16, weights not counted: unique storages.")
-    print("  ours            counted at full size: the cache of kernels.block.block_forward, on tensors without memory")
-    print("  eager           plain PyTorch under autograd; eager and huggingface are run on the processor at seven small shapes, the")
-    print("  huggingface     saved tensors counted by hooks, and the sizes below follow from the formula, which fits all seven. PyTorch's")
-    print("                  ops for CUDA may keep other intermediates: --suite step counts there")
+    print("Bytes kept for backward per token and layer, bfloat16. Weights are not counted, and shared memory is counted once.")
+    print("  ours            the cache of kernels.block.block_forward, counted at full size on tensors without memory")
+    print("  eager           plain PyTorch under autograd")
+    print("  huggingface     a layer of transformers' Llama")
+    print("eager and huggingface run on the processor at seven small shapes, where hooks count the saved tensors. One formula fits all")
+    print("seven, and gives the sizes below. On CUDA, PyTorch's ops may keep other tensors: --suite step counts there.")
     for provider, count in bench_step.KEPT.items():
         try:
             if provider == "ours":
@@ -516,17 +520,19 @@ def parse(argv):
         def error(self, message):
             raise Usage(message)
 
-    parser = Parser(prog="python -m kernels.bench", description="Time every kernel beside its peers and its floor, on a CUDA GPU.")
-    parser.add_argument("--suite", default=",".join(SUITES), metavar="LIST", help=f"some of {','.join(SUITES)} (default all)")
-    parser.add_argument("--only", metavar="LIST", help=f"some of {','.join(peers.WORKLOADS)},step")
-    parser.add_argument("--peers", metavar="LIST", help="contenders beside ours (default all but " + ",".join(peers.OPTIONAL) + ")")
-    parser.add_argument("--json", metavar="FILE", help="write JSON lines there; under kernels/results/ --render finds them")
-    parser.add_argument("--resume", action="store_true", help="keep what the file of --json has, measure the rest")
-    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="start nothing after this (default 8)")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes, interpreted on the processor: a test of this program")
-    parser.add_argument("--memory", action="store_true", help="count the bytes kept for backward, and stop (needs no GPU)")
-    parser.add_argument("--render", nargs="*", metavar="FILE", help="print the table of these files (default kernels/results/*), and stop")
-    parser.add_argument("--into", metavar="FILE", help="with --render: put it between the markers of this file")
+    parser = Parser(prog="python -m kernels.bench", description="Time every kernel beside its peers and its roofline, on a CUDA GPU.")
+    parser.add_argument("--suite", default=",".join(SUITES), metavar="LIST",
+                        help=f"what to measure: some of {','.join(SUITES)} (default: all)")
+    parser.add_argument("--only", metavar="LIST", help=f"only these kernels: some of {','.join(peers.WORKLOADS)},step")
+    parser.add_argument("--peers", metavar="LIST", help="contenders beside ours (default: all except " + ",".join(peers.OPTIONAL) + ")")
+    parser.add_argument("--json", metavar="FILE", help="write JSON lines to FILE; --render finds files in kernels/results/")
+    parser.add_argument("--resume", action="store_true", help="keep the lines that the file of --json has, and measure the rest")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="start no new measurement after N minutes (default: 8)")
+    parser.add_argument("--smoke", action="store_true", help="test this program: tiny shapes on the CPU, in Triton's interpreter")
+    parser.add_argument("--memory", action="store_true", help="only count the bytes kept for backward (needs no GPU)")
+    parser.add_argument("--render", nargs="*", metavar="FILE", help="only print the table of these files (default: kernels/results/*)")
+    parser.add_argument("--into", nargs="?", const=bench_table.README, metavar="FILE",
+                        help="with --render: write the table between the two markers of FILE (default: kernels/README.md)")
     arguments = parser.parse_args(argv)
     arguments.suite = _listed("--suite", arguments.suite, SUITES)
     arguments.only = _listed("--only", arguments.only, (*peers.WORKLOADS, "step")) if arguments.only is not None else None
@@ -534,20 +540,20 @@ def parse(argv):
     chosen = [p for p in known if p not in peers.OPTIONAL]
     arguments.peers = ["ours", *_listed("--peers", arguments.peers, known)] if arguments.peers is not None else chosen
     if not (arguments.minutes > 0 and math.isfinite(arguments.minutes)):
-        raise Usage(f"--minutes is {arguments.minutes}, and must be a positive number")
+        raise Usage(f"--minutes must be a positive number, got {arguments.minutes}")
     if arguments.resume and not arguments.json:
-        raise Usage("--resume needs the file of --json to go on with")
+        raise Usage("--resume needs --json FILE, the file to continue")
     if arguments.into and arguments.render is None:
-        raise Usage("--into goes with --render")
+        raise Usage("--into needs --render")
     if arguments.json and not arguments.resume and Path(arguments.json).exists():
-        raise Usage(f"{arguments.json} already exists: --resume goes on with it, another --json starts anew")
+        raise Usage(f"--json must name a new file, got {arguments.json}, which exists: add --resume to continue it")
     if not (arguments.memory or arguments.render is not None):
-        if arguments.smoke and os.environ.get("TRITON_INTERPRET") != "1":
-            raise Usage("--smoke runs interpreted kernels: set TRITON_INTERPRET=1")
+        if arguments.smoke and not interpreted():
+            raise Usage("--smoke runs the kernels in Triton's interpreter: set TRITON_INTERPRET=1")
         if not arguments.smoke and not torch.cuda.is_available():
-            raise Usage("no CUDA GPU is here to measure on; --smoke tests the program, --memory counts bytes, --render prints results")
-        if not arguments.smoke and os.environ.get("TRITON_INTERPRET") == "1":
-            raise Usage("TRITON_INTERPRET=1 is set, and the interpreter's times mean nothing: unset it")
+            raise Usage("there is no CUDA GPU to measure on: --smoke tests this program, --memory counts bytes, --render prints results")
+        if not arguments.smoke and interpreted():
+            raise Usage("TRITON_INTERPRET must not be set, got 1: times of the interpreter mean nothing")
     return arguments
 
 
@@ -559,39 +565,39 @@ def measure(arguments):
     properties = None if smoke else torch.cuda.get_device_properties(0)
     l2_bytes = 0 if smoke else getattr(properties, "L2_cache_size", 0) or 50 * 2**20
     device = torch.device("cpu" if smoke else "cuda")
-    warmup, steps = (1, 2) if smoke else (WARMUP[0], WARMUP[1]) if arguments.minutes >= LONG else STEPS
+    warmup, steps = (1, 2) if smoke else FULL if arguments.minutes >= LONG else QUICK
     todo, status = plan(arguments.suite, arguments.only, smoke), 0
     machine = {"kernel": "machine", "python": platform.python_version(), "cuda": torch.version.cuda,
                "driver": None if smoke else gpu_state()["driver"],
                "multiprocessors": getattr(properties, "multi_processor_count", None),
                "memory_gb": properties.total_memory / 1e9 if properties else None,
-               "l2_mb": l2_bytes / 2**20 if properties else None}  # fmt: skip
+               "l2_mb": l2_bytes / 2**20 if properties else None}
     try:
         with timer.session():
             before = None if smoke else clocks()
             rates = None if smoke else measure_rates(timer, bench_step.MODEL)
             machine |= {"copy_tbps": rates and rates["copy"] / 1e12, "triad_tbps": rates and rates["triad"] / 1e12,
                         "gemm_tflops": rates and rates["gemm"] / 1e12, "square_gemm_tflops": rates and rates["square"] / 1e12,
-                        "gemms": rates["gemms"] if rates else []}  # fmt: skip
+                        "gemms": rates["gemms"] if rates else []}
             results.write(machine | {"when": "before", "clocks": before})
             if rates:
                 print(f"{results.common['gpu']}: copy {machine['copy_tbps']:.2f} TB/s, triad {machine['triad_tbps']:.2f} TB/s, "
                       f"the 1.3B model's products {machine['gemm_tflops']:.0f} TFLOP/s, 8192^3 {machine['square_gemm_tflops']:.0f}")
             bench = Bench(results, timer, rates, 2 if smoke else ROUNDS, l2_bytes)
             free()
-            gc.freeze()                                          # a graph's capture collects garbage each time: not what stays anyway
+            gc.freeze()                                          # every capture collects garbage: skip the objects that stay anyway
             work = [unit for kernel, shape in todo for unit in _units(bench, kernel, shape, arguments, device, warmup, steps)]
             for number, (name, unit) in enumerate(work):
                 if time.monotonic() - started > 60 * arguments.minutes:
-                    print(f"stopped after {arguments.minutes:g} minutes, before {name}: {number} of {len(work)} done; go on with --resume",
-                          file=sys.stderr)  # fmt: skip
+                    print(f"stopped after {arguments.minutes:g} minutes, before {name}: {number} of {len(work)} done; "
+                          "continue with --resume", file=sys.stderr)
                     break
                 unit()
                 free()
             results.write(machine | {"when": "after", "clocks": None if smoke else clocks()})
     except Lost as error:
-        print(f"error: the GPU is lost to this process after the last failure ({error}): go on with --resume, which leaves that one out",
-              file=sys.stderr)  # fmt: skip
+        print(f"error: the GPU no longer answers this process after the last failure ({error}): continue with --resume, "
+              "which skips that one", file=sys.stderr)
         status = 1
     finally:
         results.close()
@@ -599,7 +605,7 @@ def measure(arguments):
 
 
 def _units(bench, kernel, shape, arguments, device, warmup, steps):
-    """(name, function) for each part of the plan that the time limit may fall between."""
+    """(name, function) for each part of the plan; the time limit is checked before each of them."""
     if kernel != "step":
         def measure_kernel():
             providers = [p for p in arguments.peers if not (bench.results.smoke and p not in ("ours", "ours-autograd", "eager"))]
@@ -629,7 +635,7 @@ def _units(bench, kernel, shape, arguments, device, warmup, steps):
 
 
 def _no_donation():
-    """Compiled backwards may write over what forward saved for them, and then run once only; here they run many times."""
+    """Compiled backwards may overwrite what forward saved for them, and then they can run only once; here they run many times."""
     config = importlib.import_module("torch._functorch.config")
     return config.patch(donated_buffer=False) if hasattr(config, "donated_buffer") else nullcontext()
 

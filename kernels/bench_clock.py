@@ -1,4 +1,4 @@
-"""The measuring itself: a GPU's time and memory, the rates it reaches, and what it says of itself. Nothing here changes its settings."""
+"""Measures times, memory and rates of a GPU, and reads its state. Nothing here changes the settings of the GPU."""
 import importlib
 import math
 import statistics
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import floors, peers
+from . import peers, roofline
 
 
 class CudaTimer:
@@ -20,7 +20,7 @@ class CudaTimer:
     captures = True
 
     def __init__(self):
-        self.stream = torch.cuda.Stream()                        # not the default one, which nothing can be captured on
+        self.stream = torch.cuda.Stream()                        # the default stream cannot be captured
 
     def session(self):
         return torch.cuda.stream(self.stream)
@@ -29,8 +29,8 @@ class CudaTimer:
         torch.cuda.synchronize()
 
     def capture(self, calls, times):
-        """A function that replays `times` calls, cycling through `calls`. What a call returns lives until its turn comes again, so
-        that outputs rotate too."""
+        """A function that replays `times` calls, cycling through `calls`. What a call returns is kept until the same call comes
+        again, so that outputs rotate too."""
         graph, alive = torch.cuda.CUDAGraph(), deque(maxlen=len(calls))
         with torch.cuda.graph(graph, stream=self.stream):
             for i in range(times):
@@ -38,7 +38,7 @@ class CudaTimer:
         return graph.replay
 
     def queued(self, runs):
-        """Times of runs that are queued without a pause, so that the GPU never waits for the host: a first, untimed one hides its start."""
+        """Times of runs that are queued without a pause, so that the GPU never waits for the host; a first, untimed run hides the start."""
         marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in runs]
         runs[0]()
         for run, (start, end) in zip(runs, marks):
@@ -49,7 +49,7 @@ class CudaTimer:
         return [start.elapsed_time(end) for start, end in marks]
 
     def alone(self, runs):
-        """Times of runs that each find the GPU idle."""
+        """Times of runs that each start on an idle GPU."""
         times = []
         for run in runs:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -62,7 +62,7 @@ class CudaTimer:
         return times
 
     def peak_mb(self, run):
-        """MiB that one run needs beyond what is allocated before it."""
+        """MiB that one run needs in addition to what is allocated before it."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -112,21 +112,21 @@ def percentiles(times):
 
 
 def paired_ratio(theirs, ours):
-    """Median of their time over ours in the same round: above 1, ours is faster."""
+    """Median of their time divided by ours in the same round: above 1, ours is faster."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 SMI = {"name": "name", "driver": "driver_version", "sm_mhz": "clocks.sm", "mem_mhz": "clocks.mem", "power_w": "power.draw",
-       "power_limit_w": "power.limit", "temperature_c": "temperature.gpu"}  # fmt: skip
+       "power_limit_w": "power.limit", "temperature_c": "temperature.gpu"}
 
 
 def gpu_state():
-    """What nvidia-smi says of the GPU, which it is only asked: dict of SMI's keys, None for what it does not say."""
+    """The state of the GPU as nvidia-smi reports it: dict with the keys of SMI, None for what is not reported."""
     nothing = dict.fromkeys(SMI)
     command = ["nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
     uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None) if torch.cuda.is_available() else None
     named = [] if uuid is None else [[*command, "-i", f"GPU-{str(uuid).removeprefix('GPU-')}"]]
-    for attempt in [*named, command]:                            # by its id: nvidia-smi counts GPUs that are hidden from this process too
+    for attempt in [*named, command]:                            # by its id: nvidia-smi also counts GPUs that are hidden from this process
         try:
             answer = subprocess.run(attempt, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
         except (OSError, subprocess.SubprocessError, IndexError):
@@ -147,7 +147,7 @@ _last = {"clocks": None, "at": -math.inf}
 
 
 def clocks(age=0.0):
-    """What of it changes, at most `age` seconds old: clocks, power, temperature. Asking takes a tenth of a second or more."""
+    """The part of gpu_state that changes (clocks, power, temperature), at most `age` seconds old: asking takes 0.1 s or more."""
     if time.monotonic() - _last["at"] > age:
         _last.update(clocks={name: value for name, value in gpu_state().items() if name not in ("name", "driver")}, at=time.monotonic())
     return _last["clocks"]
@@ -161,7 +161,7 @@ def version(package):
 
 
 def git_revision():
-    """Of the source, with "+" if it was changed; None outside of a repository."""
+    """Git revision of the source, with "+" if it was changed; None outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or None
@@ -170,7 +170,7 @@ def git_revision():
 
 
 def measure_rates(timer, config, rounds=20):
-    """Rates of this GPU on random data; zeros would be faster.
+    """Rates of this GPU on random data (on zeros it would be faster).
 
     Returns:
         dict: copy, triad (bytes/s, read and written); gemm (FLOP/s over all matrix products of a model of this ModelConfig, forward
@@ -201,7 +201,7 @@ def measure_rates(timer, config, rounds=20):
         return 2 * n**3 / seconds(lambda: x @ y)
 
     rows, flops, total = [], 0, 0.0
-    for times, M, K, N in floors.model_gemms(config, 16384):
+    for times, M, K, N in roofline.model_gemms(config, 16384):
         for product, took in products(M, K, N).items():
             rows.append({"product": product, "M": M, "K": K, "N": N, "tflops": 2e-12 * M * K * N / took})
             flops, total = flops + times * 2 * M * K * N, total + times * took

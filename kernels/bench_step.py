@@ -1,7 +1,7 @@
-"""The whole model: a training step of 1.3 billion parameters by ours and by its peers, and what each keeps for backward.
+"""The whole model: a training step with 1.3 billion parameters, by our engine and by its peers, and the bytes each keeps for backward.
 
 All train in bfloat16 with float32 master weights and moments, clip the gradient's norm and wait for the loss after each step, on the
-same random tokens. Only the engine's step differs from how its users write it.
+same random tokens. Our step is that of the engine; the step of the peers uses PyTorch's clipping and fused AdamW (`_trainer`).
 """
 import gc
 import time
@@ -40,12 +40,12 @@ def ours(config, device, dtype, attention="triton"):
 
     recipe = TrainConfig(seq_len=config.max_seq_len)
     engine = TorchEngine(config, recipe, fresh_params(config, device), device=str(device), kernels="triton",
-                         dtype=str(dtype).removeprefix("torch."), attention=attention)  # fmt: skip
+                         dtype=str(dtype).removeprefix("torch."), attention=attention)
     return lambda tokens, targets: engine.train_step([(tokens, targets)], LR).loss
 
 
 def _trainer(module, loss, device):
-    """Train a module whose loss(tokens, targets) is a tensor: master weights, clip_grad_norm_, fused AdamW, PyTorch's own all of them."""
+    """Train a module whose loss(tokens, targets) is a tensor: master weights, clip_grad_norm_ and fused AdamW, all of PyTorch."""
     params = list(module.parameters())
     masters = [p.detach().float().requires_grad_() for p in params]
     for master in masters:
@@ -69,14 +69,14 @@ def _trainer(module, loss, device):
 
 
 def compiled(config, device, dtype):
-    """The same Llama of PyTorch's ops in one compiled graph; attention: cuDNN's, else flash."""
+    """The same Llama of PyTorch's ops in one compiled graph; attention by cuDNN if possible, else by flash."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from .model import Llama
 
     params = {name: torch.from_numpy(array).to(device, dtype) for name, array in fresh_params(config, device).items()}
     model = Llama(config, "reference", params=params)
-    model.tables(0, config.max_seq_len)                          # made and kept before the compiler looks
+    model.tables(0, config.max_seq_len)                          # computed now, so that they are no part of the compiled graph
     forward = torch.compile(model, fullgraph=True, dynamic=False)
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -93,7 +93,7 @@ def _huggingface_config(config):
     return LlamaConfig(vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.hidden_dim,
                        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
                        max_position_embeddings=config.max_seq_len, rms_norm_eps=config.norm_eps, tie_word_embeddings=False,
-                       use_cache=False, attn_implementation="sdpa")  # fmt: skip
+                       use_cache=False, attn_implementation="sdpa")
 
 
 def huggingface(config, device, dtype, liger=False):
@@ -102,7 +102,7 @@ def huggingface(config, device, dtype, liger=False):
     if liger:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-        apply_liger_kernel_to_llama()                            # for the rest of the process: measured last
+        apply_liger_kernel_to_llama()                            # changes transformers for the rest of the process: measured last
     with device:
         model = LlamaForCausalLM(_huggingface_config(config)).to(dtype)
     model.train()
@@ -121,7 +121,7 @@ TRAINERS = {  # provider -> (config, device, dtype) -> trainer, in the order of 
 # ------------------------------------------------------------------------------------------------------------------------ measuring
 
 def out_of_memory(error):
-    """True if this error, or what it was raised from, says that the device's memory is full."""
+    """True if this error, or an error that it was raised from, says that the device's memory is full."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True
@@ -130,7 +130,7 @@ def out_of_memory(error):
 
 
 def batches_that_may_fit(config, seq_len, memory, kept):
-    """BATCHES but for those too large for `memory` bytes: 22 per parameter, `kept` per token and layer, 12 per token and logit."""
+    """BATCHES without those too large for `memory` bytes: 22 per parameter, `kept` per token and layer, 12 per token and logit."""
     def need(batch):
         return 22 * count_params(config) + batch * seq_len * (config.n_layers * kept + 12 * config.vocab_size)
 
@@ -157,7 +157,7 @@ def train(step, config, seq_len, batches, warmup, steps):
             full = False
         if not full:
             break
-        gc.collect()                                             # outside of except: the error holds the tensors of its frames
+        gc.collect()                                             # not inside except: there the error still holds the tensors of its frames
         torch.cuda.empty_cache()
     for _ in range(warmup - 1):
         step(tokens, targets)
@@ -187,15 +187,15 @@ def _storages(tree):
 
 
 def kept_by_autograd(function, without=()):
-    """Bytes of the unique storages that autograd keeps to differentiate function(), but for those of the tensors in `without`."""
+    """Bytes of the unique storages that autograd keeps to differentiate function(), without those of the tensors in `without`."""
     saved = []
 
     def pack(tensor):
-        saved.append(tensor)                                     # held, so that no address comes up twice
+        saved.append(tensor)                                     # kept alive, so that no address is used twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = function()                                         # held too: what only backward needs must be alive while it is counted
+        out = function()                                         # kept alive too: it holds what only backward needs
     kept, other = _storages(saved), _storages(list(without))
     del out
     return sum(size for storage, size in kept.items() if storage not in other)
@@ -217,7 +217,7 @@ def kept_by_ours(config, seq_len, dtype=torch.bfloat16, **_):
     from .block import block_forward
 
     if launch.INTERPRETED and dtype == torch.bfloat16:
-        dtype = torch.float16                                    # as large, and not refused
+        dtype = torch.float16                                    # as many bytes, and the interpreter accepts it
     x, params, cos, sin = _block_arguments(config, seq_len, "meta", dtype)
     with launch.record():
         _, cache = block_forward(x, params, cos, sin, config)
@@ -226,14 +226,14 @@ def kept_by_ours(config, seq_len, dtype=torch.bfloat16, **_):
 
 
 def kept_by_reference(config, seq_len, dtype=torch.bfloat16, device="cpu"):
-    """The same of the plain PyTorch block under autograd, computed on the device."""
+    """The same for the plain PyTorch block under autograd, computed on the device."""
     x, params, cos, sin = _block_arguments(config, seq_len, device, dtype)
     leaves = [tensor.requires_grad_() for tensor in (x, *params.values())]
     return kept_by_autograd(lambda: reference.block_forward(x, params, cos, sin, config), [*leaves[1:], cos, sin]) / seq_len
 
 
 def kept_by_huggingface(config, seq_len, dtype=torch.bfloat16, device="cpu"):
-    """The same of a layer of transformers' Llama: what a model of two keeps more than a model of one."""
+    """The same for a layer of transformers' Llama: the difference between a model of two layers and a model of one."""
     from transformers import LlamaModel
 
     def model_of(n_layers):
@@ -247,9 +247,9 @@ def kept_by_huggingface(config, seq_len, dtype=torch.bfloat16, device="cpu"):
     return (model_of(2) - model_of(1)) / seq_len
 
 
-ALIKE = {  # trainer -> which of KEPT it is like
+ALIKE = {  # trainer -> the entry of KEPT that is closest to it
     "ours": "ours", "ours-cudnn": "ours", "compile": "eager", "huggingface": "huggingface", "huggingface-liger": "huggingface",
-}  # fmt: skip
+}
 KEPT = {"ours": kept_by_ours, "eager": kept_by_reference, "huggingface": kept_by_huggingface}
 FIT = [(32, 2, 8, 16), (64, 2, 8, 16), (64, 4, 8, 16), (64, 2, 64, 16), (96, 3, 16, 32), (128, 4, 32, 32), (96, 6, 32, 48)]
 
@@ -257,10 +257,10 @@ FIT = [(32, 2, 8, 16), (64, 2, 8, 16), (64, 4, 8, 16), (64, 2, 64, 16), (96, 3, 
 def fitted(kept, dtype):
     """Bytes per token and layer as a formula, from small shapes: {"D", "F", "H", "1", "TH"} -> bytes per token.
 
-    FIT: dim, heads, multiple_of, T. A square of attention scores that is kept would show under TH.
+    The shapes are FIT: dim, heads, multiple_of, T. A square of attention scores that is kept would show under TH.
 
     Raises:
-        ValueError: the shapes do not lie on one such formula
+        ValueError: no such formula fits all shapes
     """
     rows, sizes = [], []
     for dim, heads, multiple, T in FIT:
@@ -269,11 +269,11 @@ def fitted(kept, dtype):
         sizes.append(kept(config, T, dtype))
     solution = np.linalg.lstsq(np.array(rows, float), np.array(sizes), rcond=None)[0]
     if np.abs(np.array(rows) @ solution - sizes).max() > 0.01 * max(sizes):
-        raise ValueError(f"{kept.__name__} is no sum of multiples of D, F, H, 1 and T H: {sizes}")
+        raise ValueError(f"{kept.__name__} must be a sum of multiples of D, F, H, 1 and T H, got {sizes}")
     return dict(zip(("D", "F", "H", "1", "TH"), np.round(solution, 3).tolist()))
 
 
 def at(formula, config, seq_len):
-    """A formula of `fitted` at a model's size: bytes per token and layer."""
+    """The value of a formula of `fitted` for a model: bytes per token and layer."""
     letters = {"D": config.dim, "F": config.hidden_dim, "H": config.n_heads, "1": 1, "TH": seq_len * config.n_heads}
     return sum(factor * letters[name] for name, factor in formula.items())

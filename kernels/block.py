@@ -3,18 +3,20 @@
     h   = x + wo attention(rope(wq n), rope(wk n), wv n)      n = rmsnorm(x)
     out = h + w2 swiglu(w1 m, w3 m)                           m = rmsnorm(h)
 
-Readable twin: minillama/nn/block.py. Lesson: lessons/12_triton.ipynb.
+Readable twin: minillama/nn/block.py. Lesson: lessons/15_gpu.ipynb.
 
-LLaMA's authors wrote the layer's backward by hand to keep only what is dear to recompute, the outputs of the linear layers
-[LLaMA §2.4]. So does this one: it keeps x, the rotated q and k with v, the attention's output and log-sum-exp, h, and gate and up, which
-is 6 D + 2 F elements per token and 4 H bytes. It recomputes n, m and the product of gate and up: one pass over memory each, beside
-the matrix products a few per cent. Plain autograd keeps them too (see `kernels.bench --memory`).
+LLaMA's authors wrote the layer's backward by hand to keep only what is expensive to recompute, the outputs of the linear layers
+[LLaMA §2.4]. This backward does the same: it keeps x, the rotated q and k, v, the attention's output and log-sum-exp, h, gate and up,
+which is 6 D + 2 F elements and 4 H bytes per token. It recomputes n, m and the product of gate and up: one pass over memory each, which
+adds a few per cent to the matrix products. Plain autograd keeps these three too (see `python -m kernels.bench --memory`).
 
-Weights that multiply the same input are merged: wq, wk, wv are one product, w1 and w3 another. That costs nothing where they lie
-next to each other in memory, as the engine lays them out.
+Weights that multiply the same input are merged: wq, wk, wv are one product, w1 and w3 another. Merging costs nothing if the weights
+are next to each other in memory, as in the engine.
 """
 import torch
 import torch.nn.functional as F
+
+from minillama.nn.model import BLOCK_NAMES
 
 from .attention import attention_backward, attention_forward
 from .launch import check, check_shape
@@ -23,18 +25,16 @@ from .rope import rope_backward, rope_forward
 from .sdpa import sdpa_backward, sdpa_forward
 from .swiglu import swiglu_backward, swiglu_forward
 
-NAMES = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3")
-
 
 def merged(*weights):
-    """Matrices (rows_i, D) stacked by rows: a view if they follow each other in memory, else a copy."""
+    """Matrices (rows_i, D) stacked by rows: a view if they are next to each other in memory, else a copy."""
     first, expected = weights[0], weights[0].data_ptr()
     for weight in weights:
         if weight.data_ptr() != expected or not weight.is_contiguous() or weight.device.type == "meta":
             return torch.cat(weights)
         expected += weight.numel() * weight.element_size()
     if first.storage_offset() + sum(weight.numel() for weight in weights) > first.untyped_storage().nbytes() // first.element_size():
-        return torch.cat(weights)                                # neighbours by chance: separate allocations
+        return torch.cat(weights)                                # next to each other by chance: separate allocations
     return first.as_strided((sum(len(weight) for weight in weights), first.shape[1]), (first.shape[1], 1))
 
 
@@ -55,14 +55,14 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
 
     Returns:
         out:       (B, T, D) like x
-        cache:     (kept, rest): the tensors kept for backward, and what else it needs
+        cache:     (kept, rest): the tensors kept for backward, and everything else it needs
 
     Raises:
         ValueError: dtype, device or shape that a kernel does not cover; the sentence names the argument
     """
     check("block_forward", x=x, **params)
     if x.ndim != 3 or x.shape[-1] != config.dim:
-        raise ValueError(f"block_forward: x has shape {tuple(x.shape)}, and must be (B, T, {config.dim})")
+        raise ValueError(f"block_forward: x must be (B, T, {config.dim}), got shape {tuple(x.shape)}")
     check_shape("block_forward", (config.dim, config.dim), **{name: params[name] for name in ("wq", "wk", "wv", "wo")})
     check_shape("block_forward", (config.hidden_dim, config.dim), w1=params["w1"], w3=params["w3"])
     check_shape("block_forward", (config.dim, config.hidden_dim), w2=params["w2"])
@@ -70,7 +70,7 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
 
     n, _ = rmsnorm_forward(x, params["attention_norm"], config.norm_eps)
     qkv = F.linear(n, merged(params["wq"], params["wk"], params["wv"])).view(heads)  # (B, T, 3H, Dh)
-    rope_forward(qkv[:, :, :2 * H], cos, sin, out=qkv[:, :, :2 * H])  # in place: the buffer is ours, and unrotated q and k are not needed
+    rope_forward(qkv[:, :, :2 * H], cos, sin, out=qkv[:, :, :2 * H])  # in place: we own the buffer, and nobody needs the unrotated q and k
     a, attended = _attend(qkv.split(H, 2), attention)
     a = a.reshape(x.shape)
     (m, h), _ = add_rmsnorm_forward(F.linear(a, params["wo"]), x, params["ffn_norm"], config.norm_eps)
@@ -78,14 +78,14 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
     gate_up = F.linear(m, merged(params["w1"], params["w3"]))    # (B, T, 2F)
     f, _ = swiglu_forward(*gate_up.chunk(2, -1))
     out = F.linear(f, params["w2"])
-    out += h                                                     # in place: ours
+    out += h                                                     # in place: we own it
 
     kept = (x, qkv, a, h, gate_up, *(attended if attention == "triton" else ()))
     return out, (kept, (None if attention == "triton" else attended, params, cos, sin, config, attention))
 
 
 def _attend(qkv, attention):
-    """Attention by the chosen back end: out, and what its backward needs beside q, k, v and out."""
+    """Attention by the chosen back end: out, and what its backward needs besides q, k, v and out."""
     if attention == "triton":
         out, (*_, lse) = attention_forward(*qkv)
         return out, (lse,)
@@ -93,7 +93,7 @@ def _attend(qkv, attention):
 
 
 def block_backward(dout, cache):
-    """Gradients of block_forward: its lines upside down, with n, m and the product of gate and up computed again.
+    """Gradients of block_forward: its lines in reverse order, with n, m and the product of gate and up computed again.
 
     The two residual additions are fused into the norms' backwards: dh = dout + (through ffn_norm), dx = dh + (through attention_norm).
 
@@ -129,11 +129,11 @@ def block_backward(dout, cache):
 
 
 class Block(torch.autograd.Function):
-    """The pair for autograd: one node per layer. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of NAMES."""
+    """The pair as one node of autograd. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of BLOCK_NAMES."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, config, attention, *weights):
-        params = dict(zip(NAMES, weights, strict=True))
+        params = dict(zip(BLOCK_NAMES, weights, strict=True))
         out, (kept, (graph, *_)) = block_forward(x, params, cos, sin, config, attention)
         ctx.save_for_backward(cos, sin, *weights, *kept)
         ctx.rest = graph, config, attention
@@ -142,12 +142,12 @@ class Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         cos, sin, *saved = ctx.saved_tensors
-        weights, kept = saved[:len(NAMES)], saved[len(NAMES):]
+        weights, kept = saved[:len(BLOCK_NAMES)], saved[len(BLOCK_NAMES):]
         graph, config, attention = ctx.rest
-        dx, grads = block_backward(dout, (kept, (graph, dict(zip(NAMES, weights)), cos, sin, config, attention)))
-        return dx, None, None, None, None, *(grads[name] for name in NAMES)
+        dx, grads = block_backward(dout, (kept, (graph, dict(zip(BLOCK_NAMES, weights)), cos, sin, config, attention)))
+        return dx, None, None, None, None, *(grads[name] for name in BLOCK_NAMES)
 
 
 def block(x, params, cos, sin, config, attention="triton"):
     """block_forward with autograd: (B, T, D) -> (B, T, D). params: the 9 tensors of a layer under their short names."""
-    return Block.apply(x, cos, sin, config, attention, *(params[name] for name in NAMES))
+    return Block.apply(x, cos, sin, config, attention, *(params[name] for name in BLOCK_NAMES))

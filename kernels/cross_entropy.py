@@ -1,26 +1,25 @@
-"""Cross-entropy in Triton: the loss, its gradient, and both at once over a buffer that is no longer needed.
+"""Cross-entropy in Triton: the loss, its gradient, and both at once in place, in a buffer of logits that is no longer needed.
 
     nats_t = ln(sum_v exp(logits_tv)) - logits_t,target        loss = mean of nats over the scored tokens
 
-Readable twin: minillama/nn/cross_entropy.py. Lesson: lessons/12_triton.ipynb.
+Readable twin: minillama/nn/cross_entropy.py. Lesson: lessons/15_gpu.ipynb.
 
 Programs:
-    forward     one per ROWS rows; each goes through its rows once, BLOCK columns at a time, with a running maximum and sum
-    backward    one per tile of (ROWS, BLOCK) logits, which it reads again; the row's maximum and sum are forward's
-    in place    G that stay on their multiprocessor, program g taking the rows g, g + G, ...: a row is whole in registers while the
-                next one is on its way, so that logits are read once and written once. Rows of more than MAX_BLOCK logits do not
-                fit (of more than half as many where V or the rows' distance is no multiple of 16: an address per logit takes
-                registers too): one program per row then goes through it twice, the second time backwards, where the caches still
-                hold the row's end.
+    forward     one per ROWS rows; it goes through its rows once, BLOCK columns at a time, with a running maximum and sum
+    backward    one per tile of (ROWS, BLOCK) logits, which it reads again; the row's maximum and sum come from forward
+    in place    G programs that stay on their multiprocessors; program g computes rows g, g + G, ... One row is whole in registers while
+                the next one is being loaded, so that logits are read once and written once. A row of more than MAX_BLOCK logits does
+                not fit (half of that if V or the row stride is no multiple of 16: then an address per logit takes registers too).
+                Such a row has its own program, which goes through it twice, the second time from the end, which the caches still hold.
 
-Floor, in bytes moved for N rows of V logits of b bytes (arithmetic is negligible):
+Roofline, in bytes moved for N rows of V logits of b bytes (arithmetic is negligible):
     forward bNV;  backward 2bNV;  in place 2bNV, which is forward and backward in one.
 
-Everything between load and store is float32 and is rounded once. How many tokens are scored is counted on the device and stays there.
-Sums over tokens are float32, by one program, always in the same order: the same input gives the same bits.
+Everything between load and store is float32 and is rounded once. The number of scored tokens is counted on the device and stays there.
+Sums over tokens are in float32, by one program, always in the same order: the same input gives the same bits.
 
-A target that is neither an id in [0, V) nor IGNORE would be noticed only by looking, and looking waits for the device. Such a token's
-nats and gradient are NaN instead, so the loss is; nothing is read outside its row.
+A target that is neither an id in [0, V) nor IGNORE raises no error, because reading it on the host would wait for the device. Instead
+the nats and the gradient of that token are NaN, and so is the loss; nothing is read outside its row.
 """
 import torch
 import triton
@@ -37,16 +36,16 @@ IGNORED = tl.constexpr(IGNORE)
 
 @triton.jit
 def _classify(target, V):
-    """A target's position for comparisons, whether it is scored, and 0 or NaN: what it adds to everything if it is no id."""
+    """The target as a column number, whether it is scored, and what is added to its results: NaN if the target is no id, else 0."""
     wrong = ((target < 0) & (target != IGNORED)) | (target >= V)
     return target.to(tl.int32), target != IGNORED, tl.where(wrong, float("nan"), 0.0)
 
 
 @triton.jit
 def _extend(x, peak, total):
-    """Running maximum and sum of exp(x - maximum), the sum still apart by column; rows of only -inf so far have the sum 0."""
+    """Running maximum and sum of exp(x - maximum), the sum kept per column; a row that had only -inf so far has the sum 0."""
     higher = tl.maximum(peak, tl.max(x, 1))
-    shift = tl.where(higher == float("-inf"), 0.0, higher)       # -inf - -inf would be NaN, and stay so
+    shift = tl.where(higher == float("-inf"), 0.0, higher)       # -inf - -inf would be NaN, and would stay NaN
     return higher, total * tl.exp(peak - shift)[:, None] + tl.exp(x - shift[:, None])
 
 
@@ -63,7 +62,7 @@ def cross_entropy_forward_kernel(
     nats_ptr, peak_ptr, total_ptr,              # out: (N,) three times
     N, V, stride,                               # stride: elements from one row to the next
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     raw = tl.load(targets_ptr + row, row < N, other=IGNORED)
     target, scored, nan = _classify(raw, V)
@@ -77,7 +76,7 @@ def cross_entropy_forward_kernel(
         x = tl.load(logits_ptr + row[:, None] * stride + column[None, :], inside, other=float("-inf")).to(tl.float32)
         peak, total = _extend(x, peak, total)
     total = tl.sum(total, 1)
-    nats = tl.log(total) - (wanted - peak) + nan                 # small minus small: exact for logits of any size
+    nats = tl.log(total) - (wanted - peak) + nan                 # a small number minus a small number: exact for logits of any size
     tl.store(nats_ptr + row, tl.where(scored, nats, 0.0), row < N)
     tl.store(peak_ptr + row, peak, row < N)
     tl.store(total_ptr + row, total, row < N)
@@ -89,7 +88,7 @@ def cross_entropy_backward_kernel(
     dlogits_ptr,                                                        # out: (N, V)
     N, V, stride,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < N)[:, None] & (column < V)[None, :]
@@ -109,7 +108,7 @@ def cross_entropy_one_pass_kernel(
     nats_ptr,                                   # out: (N,)
     N, V, stride, G,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+):
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     scale = tl.load(scale_ptr)
@@ -120,9 +119,9 @@ def cross_entropy_one_pass_kernel(
         x = tl.load(at, inside, other=float("-inf")).to(tl.float32)
         target, scored, nan = _classify(tl.load(targets_ptr + row, row < N, other=IGNORED), V)
         hit = column == target
-        wanted = tl.sum(tl.where(hit, x, 0.0), 0)                # not loaded on its own: another thread may be writing there
+        wanted = tl.sum(tl.where(hit, x, 0.0), 0)                # not loaded separately: another thread may be writing there
         peak = tl.max(x, 0)
-        exps = tl.exp(x - peak)                                  # takes the registers of x
+        exps = tl.exp(x - peak)                                  # reuses the registers of x
         total = tl.sum(exps, 0)
         nats = tl.log(total) - (wanted - peak) + nan
         tl.store(nats_ptr + row, tl.where(scored, nats, 0.0), row < N)
@@ -136,7 +135,7 @@ def cross_entropy_two_pass_kernel(
     nats_ptr,                                   # out: (N,)
     V, stride,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     target, scored, nan = _classify(tl.load(targets_ptr + row), V)
     peak = tl.full((1,), float("-inf"), tl.float32)
@@ -164,7 +163,7 @@ def cross_entropy_two_pass_kernel(
 
 @triton.jit(do_not_specialize=["N"])
 def scale_kernel(targets_ptr, scale_ptr, N, BLOCK: tl.constexpr):
-    """scale = 1 / number of scored targets (N,); 1 where there are none: then every gradient is 0 already."""
+    """scale = 1 / number of scored targets (N,); 1 if there are none: every gradient is 0 already."""
     count = tl.zeros((BLOCK,), tl.int32)
     for start in tl.range(0, N, BLOCK):
         token = start + tl.arange(0, BLOCK)
@@ -205,20 +204,20 @@ def mean_nats(nats, scale):
 
 
 def token_nats(logits, targets):
-    """Nats of each token, and what the gradient needs of its row.
+    """Nats of each token, and what the gradient needs to know about its row.
 
     Args:
         logits:  (N, V) float    last axis contiguous
         targets: (N,) int        contiguous
 
     Returns:
-        nats, peak, total: (N,) float32    0 where nothing is scored; the row's maximum; sum of exp(logits - maximum)
+        nats, peak, total: (N,) float32    nats, 0 where nothing is scored; the row's maximum; its sum of exp(logits - maximum)
     """
     N, V = logits.shape
     nats, peak, total = (torch.empty(N, dtype=torch.float32, device=logits.device) for _ in range(3))
     shape = _tile(V, 4096, 2048)
     launch(cross_entropy_forward_kernel, (triton.cdiv(N, shape["ROWS"]),), logits, targets, nats, peak, total,
-           N, V, logits.stride(0), **shape)  # fmt: skip
+           N, V, logits.stride(0), **shape)
     return nats, peak, total
 
 
@@ -231,8 +230,8 @@ def cross_entropy_forward(logits, targets):
 
     Returns:
         loss:    () float32, nats/token; 0 if no token is scored; NaN if a target is neither an id nor IGNORE
-        cache:   (logits, targets, peak, total, scale); peak, total (N,) float32: ln(sum exp) = peak + ln(total), kept apart because
-                 their sum would be rounded where logits are large; scale () float32: 1 / number of scored tokens
+        cache:   (logits, targets, peak, total, scale); peak, total (N,) float32: ln(sum exp) = peak + ln(total), two numbers because
+                 their sum would be rounded if logits are large; scale () float32: 1 / number of scored tokens
 
     Raises:
         ValueError: dtype, device or shape that the kernel does not cover; the sentence names the argument
@@ -246,7 +245,7 @@ def cross_entropy_forward(logits, targets):
 
 
 def cross_entropy_backward(dout, cache):
-    """Gradient of cross_entropy_forward: dlogits like logits. The equation is the readable twin's.
+    """Gradient of cross_entropy_forward: dlogits like logits. The equation is in the readable twin.
 
     Args:
         dout: float, or () float tensor    gradient of the loss itself
@@ -261,17 +260,17 @@ def cross_entropy_backward(dout, cache):
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     shape = _tile(V, 4096, 4096)
     launch(cross_entropy_backward_kernel, (triton.cdiv(N, shape["ROWS"]), triton.cdiv(V, shape["BLOCK"])),
-           dout, scale, flat, targets.reshape(-1).contiguous(), peak, total, dlogits, N, V, flat.stride(0), **shape)  # fmt: skip
+           dout, scale, flat, targets.reshape(-1).contiguous(), peak, total, dlogits, N, V, flat.stride(0), **shape)
     return dlogits
 
 
 def cross_entropy_(logits, targets, scale):
-    """Loss and gradient in one go, IN PLACE: logits become (softmax - onehot) * scale, and 0 where nothing is scored.
+    """Loss and gradient in one call, IN PLACE: logits become (softmax - onehot) * scale, and 0 where nothing is scored.
 
-    For a caller that owns the buffer and has no further use for the logits in it.
+    For a caller that owns the buffer and does not need its logits any more.
 
     Args:
-        logits:  (N, V) float             last axis contiguous, rows apart; overwritten
+        logits:  (N, V) float             last axis contiguous, rows that do not overlap; overwritten
         targets: (N,) int64 or int32
         scale:   () float32               on the same device, such as `inverse_count(targets)`
 
@@ -283,13 +282,13 @@ def cross_entropy_(logits, targets, scale):
     """
     check("cross_entropy_", logits=logits, scale=scale)
     if logits.ndim != 2 or logits.stride(1) != 1 or (len(logits) > 1 and logits.stride(0) < logits.shape[1]):
-        raise ValueError(f"cross_entropy_: logits has shape {tuple(logits.shape)} and strides {logits.stride()}, "
-                         "and must be (N, V) with contiguous rows that do not overlap")  # fmt: skip
+        raise ValueError("cross_entropy_: logits must be (N, V) with contiguous rows that do not overlap, "
+                         f"got shape {tuple(logits.shape)}, strides {logits.stride()}")
     N, V = logits.shape
     check_ids("cross_entropy_", (N,), logits.device, targets=targets)
     check_shape("cross_entropy_", (), scale=scale)
     if scale.dtype != torch.float32:
-        raise ValueError(f"cross_entropy_: scale is {str(scale.dtype).removeprefix('torch.')}, and must be float32")
+        raise ValueError(f"cross_entropy_: scale must be float32, got {str(scale.dtype).removeprefix('torch.')}")
     targets = targets.contiguous()
     nats = torch.empty(N, dtype=torch.float32, device=logits.device)
     aligned = V % 16 == 0 and (N == 1 or logits.stride(0) % 16 == 0)
@@ -300,13 +299,13 @@ def cross_entropy_(logits, targets, scale):
     block = max(16, triton.next_power_of_2(V))
     resident = min(32, MAX_BLOCK // block)                       # programs that share a multiprocessor's registers
     programs = min(N, resident * multiprocessors(logits))
-    stages = 1 if architecture(logits) == "gfx942" else 2        # AMD would fetch the next row into registers, not into shared memory
+    stages = 1 if architecture(logits) == "gfx942" else 2        # AMD would load the next row into registers, not into shared memory
     launch(cross_entropy_one_pass_kernel, (programs,), logits, targets, scale, nats, N, V, logits.stride(0), programs,
-           BLOCK=block, STAGES=stages, num_warps=min(16, max(1, block // 1024)))  # fmt: skip
+           BLOCK=block, STAGES=stages, num_warps=min(16, max(1, block // 1024)))
     return nats
 
 
-# What follows makes the pair known to PyTorch: autograd, torch.compile (which needs shapes without running: the fakes).
+# Registration with PyTorch: autograd, and torch.compile, which asks the fakes for the shapes of the outputs without running a kernel.
 
 @torch.library.custom_op("minillama::cross_entropy", mutates_args=())
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,23 +2,23 @@
 
     out_t = weight[token_t]        dweight_v = sum over the positions where token == v of dout
 
-Readable twin: minillama/nn/embedding.py. Lesson: lessons/12_triton.ipynb.
+Readable twin: minillama/nn/embedding.py. Lesson: lessons/15_gpu.ipynb.
 
 Programs:
     forward     one per tile of (ROWS, BLOCK) numbers of out
-    backward    the positions are sorted by id once (PyTorch's stable sort), so that an id's positions stand together, wherever they
-                came from. One program per id and BLOCK channels adds its rows of dout in float32, in that order, and writes once: zeros
-                where the id does not occur. A frequent id would keep its few programs busy alone; so before that, the sorted positions
-                are cut into tiles of TILE, and one program per tile and BLOCK channels sums the tile if it belongs to one id entirely.
-                What is left for the id's own programs are these sums and fewer than TILE rows on either side of them.
+    backward    the positions are first sorted by id (PyTorch's stable sort), so that all positions of an id are next to each other.
+                One program per id and BLOCK channels adds the id's rows of dout in float32, in that order, and writes once: zeros if
+                the id does not occur. A frequent id would keep its few programs busy for long. Therefore the sorted positions are cut
+                into tiles of TILE beforehand, and one program per tile and BLOCK channels sums the tile if all of it belongs to one
+                id. The id's own programs then add these sums, and fewer than TILE rows before and after them.
 
-Floor, in bytes moved for N tokens, V ids and D channels of b bytes (arithmetic is negligible):
-    forward 2bND;  backward bND + bVD. Sorting N ids comes on top: launches rather than bytes.
+Roofline, in bytes moved for N tokens, V ids and D channels of b bytes (arithmetic is negligible):
+    forward 2bND;  backward bND + bVD. Sorting N ids is extra: it costs launches rather than bytes.
 
-No atomics: the same input gives the same bits. A row of dout is read once, whatever the ids.
+No atomics: the same input gives the same bits. Every row of dout is read once, whatever the ids.
 
-An id outside [0, V) would be noticed only by looking, and looking waits for the device. Its row of out is NaN instead, and its gradient
-goes nowhere; nothing outside weight is read.
+An id outside [0, V) raises no error, because reading it on the host would wait for the device. Instead its row of out is NaN, and its
+gradient is dropped; nothing outside weight is read.
 """
 import math
 
@@ -29,12 +29,12 @@ from torch import Tensor
 
 from .launch import check, check_ids, check_shape, launch, rows
 
-TILE = 32  # sorted positions in a tile; one id 16384 times: 512 sums of tiles
+TILE = 32  # sorted positions in a tile; an id that occurs 16384 times has 512 sums of tiles
 
 
 @triton.jit
 def _divisible(size, MULTIPLE: tl.constexpr):
-    """size, of which MULTIPLE is a divisor: written so that the compiler sees it, and loads that many numbers as one vector."""
+    """size, a multiple of MULTIPLE, written so that the compiler knows it and can load that many numbers as one vector."""
     return size // MULTIPLE * MULTIPLE
 
 
@@ -44,7 +44,7 @@ def embedding_forward_kernel(
     out_ptr,                                    # out: (N, D)
     N, V, D, stride,                            # stride: elements from one row of weight to the next
     MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # MULTIPLE divides D and stride: how wide a vector may be
-):  # fmt: skip
+):
     D, stride = _divisible(D, MULTIPLE), _divisible(stride, MULTIPLE)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -71,7 +71,7 @@ def embedding_tile_kernel(
     partial_ptr,                                # out: (N // TILE, D), only the rows of tiles that belong to one id
     D, stride,
     TILE: tl.constexpr, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     D, stride = _divisible(D, MULTIPLE), _divisible(stride, MULTIPLE)
     tile = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -87,7 +87,7 @@ def embedding_backward_kernel(
     dweight_ptr,                                   # out: (V, D)
     D, stride,
     TILE: tl.constexpr, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     D, stride = _divisible(D, MULTIPLE), _divisible(stride, MULTIPLE)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -108,7 +108,7 @@ def embedding_backward_kernel(
 
 
 def _tile(D, elements):
-    """Rows, width and warps of a tile of `elements` numbers, 4096 channels wide at most."""
+    """Rows, width and warps of a tile of `elements` numbers, at most 4096 channels wide."""
     block = min(max(16, triton.next_power_of_2(D)), 4096)
     count = min(TILE, max(1, elements // block))
     return {"ROWS": count, "BLOCK": block, "num_warps": min(8, max(1, count * block // 512))}
@@ -119,10 +119,10 @@ def _multiple(*sizes):
 
 
 def embedding_forward(tokens, weight):
-    """Gather rows.
+    """Look up the row of each id.
 
     Args:
-        tokens: (B, T) int64 or int32    ids in [0, V); any other gives a row of NaN
+        tokens: (B, T) int64 or int32    ids in [0, V); any other id gives a row of NaN
         weight: (V, D) float             one row per id
 
     Returns:
@@ -135,26 +135,26 @@ def embedding_forward(tokens, weight):
     check("embedding_forward", weight=weight)
     check_ids("embedding_forward", tokens.shape, weight.device, tokens=tokens)
     if weight.ndim != 2:
-        raise ValueError(f"embedding_forward: weight has shape {tuple(weight.shape)}, and must have two axes: vocabulary and channels")
+        raise ValueError(f"embedding_forward: weight must have two axes (vocabulary and channels), got shape {tuple(weight.shape)}")
     if tokens.numel() == 0:
-        raise ValueError(f"embedding_forward: tokens has shape {tuple(tokens.shape)}, and must hold at least one element")
+        raise ValueError(f"embedding_forward: tokens must hold at least one element, got shape {tuple(tokens.shape)}")
     V, D = weight.shape
     flat, table = tokens.reshape(-1).contiguous(), rows(weight)
     N, stride, shape = len(flat), table.stride(0), _tile(D, 4096)
     out = torch.empty((*tokens.shape, D), dtype=weight.dtype, device=weight.device)
     launch(embedding_forward_kernel, (triton.cdiv(N, shape["ROWS"]), triton.cdiv(D, shape["BLOCK"])), flat, table, out,
-           N, V, D, stride, MULTIPLE=_multiple(D, stride), **shape)  # fmt: skip
+           N, V, D, stride, MULTIPLE=_multiple(D, stride), **shape)
     return out, (tokens, weight.shape, weight.dtype)
 
 
 def embedding_backward(dout, cache):
-    """Gradient of embedding_forward: dweight (V, D) like weight. The equation is the readable twin's."""
+    """Gradient of embedding_forward: dweight (V, D) like weight. The equation is in the readable twin."""
     tokens, (V, D), dtype = cache
     check("embedding_backward", dout=dout)
     check_shape("embedding_backward", (*tokens.shape, D), dout=dout)
     dflat = rows(dout)
     N = len(dflat)
-    ids = tokens.reshape(-1).clamp(-1, V).to(torch.int32)        # half as much to sort; what is no id stays none
+    ids = tokens.reshape(-1).clamp(-1, V).to(torch.int32)        # half as many bytes to sort; what is no id becomes -1 or V
     ids, order = torch.sort(ids, stable=True)
     starts = torch.searchsorted(ids, torch.arange(V + 1, dtype=torch.int32, device=ids.device))
     dweight = torch.empty((V, D), dtype=dtype, device=dout.device)
@@ -167,7 +167,7 @@ def embedding_backward(dout, cache):
     return dweight
 
 
-# What follows makes the pair known to PyTorch: autograd, torch.compile (which needs shapes without running: the fakes).
+# Registration with PyTorch: autograd, and torch.compile, which asks the fakes for the shapes of the outputs without running a kernel.
 
 @torch.library.custom_op("minillama::embedding", mutates_args=())
 def _embedding(tokens: Tensor, weight: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """The engine on PyTorch: plain ops on any device, or the Triton kernels; the twin of minillama.engine.numpy_engine.NumpyEngine.
 
-What is learned is float32: parameters, both moments and the sum of the gradients lie in one flat tensor each (`Arena`), so that the
-optimiser runs once over memory. Where the model computes in bfloat16, a second arena holds the parameters rounded, which the
-optimiser rewrites in the pass that updates them [Micikevicius et al. 2018, arXiv:1710.03740, §3.1: master weights].
+What is learned is float32: the parameters, both moments and the sum of the gradients are one flat tensor each (`Arena`), so that the
+optimiser needs one pass over memory. If the model computes in bfloat16, a second arena holds the rounded parameters, which the
+optimiser writes in the same pass that updates the float32 ones [Micikevicius et al. 2018, arXiv:1710.03740, §3.1: master weights].
 """
 import importlib.util
 import math
-import os
 from contextlib import contextmanager
 
 import torch
@@ -19,18 +18,14 @@ from minillama.nn import IGNORE, init_params, param_shapes
 from minillama.nn.model import check_tokens
 
 from . import reference
+from .interpreter import interpreted
 from .model import KVCache, Llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def interpreted():
-    """True where Triton is to step through its kernels on the processor."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def resolve(kernels="reference", device=None, dtype=None, training=False):
-    """Settle where and in what an engine computes.
+    """Choose the device and the dtype that an engine computes with.
 
     Args:
         device: str | None      None is the fastest kind this machine has: cuda, mps, cpu
@@ -40,7 +35,7 @@ def resolve(kernels="reference", device=None, dtype=None, training=False):
         (torch.device, torch.dtype)
 
     Raises:
-        InputError: one that does not exist, or not here
+        InputError: a device or dtype that does not exist, is not on this machine, or that the engine cannot use
     """
     if kernels == "triton":
         _check_triton()
@@ -72,7 +67,7 @@ def _check_triton():
 
 
 def _device(name):
-    """torch.device of a name, if it is here."""
+    """torch.device of a name, if this machine has it."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -90,8 +85,8 @@ def _device(name):
 
 
 class Arena:
-    """The NumPy engine's Arena on a device. Matrices that multiply the same vector lie side by side, wq wk wv and w1 w3, so that a
-    block can take them as one: w2 comes after all others.
+    """The NumPy engine's Arena on a device. Matrices that multiply the same vector are next to each other, wq wk wv and w1 w3, so
+    that a block can use them as one matrix: w2 comes after all others.
 
     flat:     (n,) tensor            matrices first, then norm gains
     matrices: int                    length of the part that decays
@@ -112,25 +107,26 @@ class Arena:
             view.copy_(torch.tensor(arrays[name]))
 
     def numpy(self):
-        """dict name -> NumPy array. On the processor they are views, as those of NumpyEngine are."""
+        """dict name -> NumPy array. On the processor they are views, as in NumpyEngine."""
         return {name: view.numpy(force=True) for name, view in self.views.items()}
 
 
 class TorchEngine:
     """Engine `torch` (kernels="reference") or `triton`.
 
-    threads:   processor threads, where the device is the processor
-    device:    "cuda", "cuda:1", "mps", "cpu"; None takes the first of these kinds that is here
+    threads:   processor threads, if the device is the processor
+    device:    "cuda", "cuda:1", "mps", "cpu"; None takes the first of these kinds that this machine has
     dtype:     "float32" or "bfloat16", of the parameters the model computes with and of its activations; None is bfloat16 on CUDA.
                An engine that only infers may have "float16"
     attention: "triton", "cudnn" or "flash": what computes it in the Triton block
 
-    One step waits for the device once, when all of it is queued: whether a gradient was finite is decided there (`clip_coefficient`).
+    A step waits for the device once, when all its work is queued: whether the gradient is finite is decided on the device
+    (`clip_coefficient`).
     """
 
     def __init__(self, model_config, train_config=None, params=None, threads=None, device=None, kernels="reference", dtype=None,
-                 attention="triton"):  # fmt: skip
-        """Without train_config the engine only infers; without params it starts from fresh ones."""
+                 attention="triton"):
+        """Without train_config the engine cannot train; without params it starts from fresh ones."""
         self.device, self.dtype = resolve(kernels, device, dtype, train_config is not None)
         self.name = "torch" if kernels == "reference" else "triton"
         self.config, self.recipe, self.step = model_config, train_config, 0
@@ -156,7 +152,7 @@ class TorchEngine:
 
     @property
     def about(self):
-        """What computes, in words."""
+        """The engine, its device and its dtype, in words."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
         return f"{self.name} on {self.device} ({where}), {str(self.dtype).removeprefix('torch.')}"
 
@@ -178,7 +174,7 @@ class TorchEngine:
         return hook
 
     def _tensor(self, array):
-        """(B, T) integers on the device. From pinned memory the copy waits for nothing that is queued there."""
+        """(B, T) integers on the device. From pinned memory the copy does not wait for work that is queued there."""
         cuda = self.device.type == "cuda"
         return torch.tensor(array, dtype=torch.int64, pin_memory=cuda).to(self.device, non_blocking=cuda)
 
@@ -247,7 +243,7 @@ class TorchEngine:
 
     @contextmanager
     def _explained(self, what, remedy):
-        """One sentence for memory that does not suffice, and for a shape that a kernel does not cover."""
+        """Turn the errors of too little memory, and of a shape that a kernel does not cover, into one sentence each."""
         try:
             yield
         except RuntimeError as error:

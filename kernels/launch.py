@@ -1,22 +1,22 @@
-"""What every launcher shares: arguments are refused before anything runs, and a launch happens on the tensors' own device.
+"""What every launcher shares: arguments are checked before anything runs, and a kernel runs on the device of its tensors.
 
-Kernels run on CUDA tensors. With TRITON_INTERPRET=1 in the environment before Triton is imported, the same source runs
-statement by statement in Python on CPU tensors, where a debugger can step through it.
+That device is a CUDA GPU, or the CPU in Triton's interpreter (interpreter.py).
 """
 import contextlib
-import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # what Triton itself looks at
+from .interpreter import interpreted
+
+INTERPRETED = interpreted()  # fixed at import, as in Triton itself
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MULTIPROCESSORS = 132  # of an H100 or H200: what a launch is planned for where there is no device to ask
+MULTIPROCESSORS = 132  # of an H100 or H200: a launch is planned for this number if there is no device to ask
 
 
 class Launch(NamedTuple):
-    """One recorded launch: all that compiling the kernel needs."""
+    """One recorded launch: everything that is needed to compile the kernel."""
 
     kernel: object
     grid: tuple
@@ -25,14 +25,14 @@ class Launch(NamedTuple):
 
 
 _recording = None  # list of Launch while `record` is active
-_planned = "sm_90"  # what `architecture` answers for a tensor that is on no GPU
+_planned = "sm_90"  # the answer of `architecture` for a tensor that is on no GPU
 
 
 @contextlib.contextmanager
 def record(target="sm_90"):
-    """Collect launches instead of running them, so that a launcher can be called on tensors of device "meta", which have no memory.
+    """Record launches instead of running them, so that a launcher can be called on tensors of device "meta", which have no memory.
 
-    `kernels/aot.py` compiles exactly what the launchers would have launched on a GPU of the class `target` (see `architecture`).
+    `kernels/aot.py` compiles exactly what the launchers would launch on a GPU of the class `target` (see `architecture`).
     """
     global _recording, _planned
     outer = _recording, _planned
@@ -49,7 +49,7 @@ def launch(kernel, grid, *arguments, **options):
         _recording.append(Launch(kernel, grid, arguments, options))
         return
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
-    # the interpreter computes in NumPy, which warns of what a GPU does silently
+    # the interpreter computes in NumPy, which warns (of an overflow, say) where a GPU does not
     with torch.cuda.device(device) if device.type == "cuda" else np.errstate(all="ignore"):
         kernel[grid](*arguments, **options)
 
@@ -57,7 +57,7 @@ def launch(kernel, grid, *arguments, **options):
 def multiprocessors(tensor):
     """Number of streaming multiprocessors of the tensor's device."""
     if tensor.device.type != "cuda":
-        return 4 if INTERPRETED else MULTIPROCESSORS             # few programs, so that the interpreter's also loop
+        return 4 if INTERPRETED else MULTIPROCESSORS             # few programs, so that they loop in the interpreter too
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
@@ -71,23 +71,23 @@ def architecture(tensor):
 
 
 def check(op, **tensors):
-    """Refuse floating-point arguments that a kernel cannot take.
+    """Check floating-point arguments of a kernel.
 
     Raises:
-        ValueError: an argument is empty, of a wrong dtype, on another device than the first, or where kernels cannot run
+        ValueError: an argument is empty, has a wrong dtype, is on another device than the first, or on one where kernels cannot run
     """
     first, device = next((name, tensor.device) for name, tensor in tensors.items())
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{op}: {name} is {_short(tensor.dtype)}, and must be bfloat16, float16 or float32")
+            raise ValueError(f"{op}: {name} must be bfloat16, float16 or float32, got {_short(tensor.dtype)}")
         if tensor.numel() == 0:
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, and must hold at least one element")
+            raise ValueError(f"{op}: {name} must hold at least one element, got shape {tuple(tensor.shape)}")
         if tensor.device != device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, and must be on {device}, where {first} is")
+            raise ValueError(f"{op}: {name} must be on the device of {first}, {device}, got {tensor.device}")
         if tensor.dtype == torch.bfloat16 and INTERPRETED:
-            raise ValueError(f"{op}: {name} is bfloat16, which Triton's interpreter computes on bit patterns: use float32 or float16")
+            raise ValueError(f"{op}: {name} must be float16 or float32 in Triton's interpreter, got bfloat16")
     if _recording is None and not (device.type == "cuda" or (device.type == "cpu" and INTERPRETED)):
-        raise ValueError(f"{op}: {first} is on {device}, and must be on a CUDA device (or on cpu, with TRITON_INTERPRET=1 set)")
+        raise ValueError(f"{op}: {first} must be on a CUDA device (or on the CPU with TRITON_INTERPRET=1 set), got {device}")
 
 
 def check_same(op, what, **tensors):
@@ -95,14 +95,14 @@ def check_same(op, what, **tensors):
     (first, expected), *others = ((name, getattr(tensor, what)) for name, tensor in tensors.items())
     for name, found in others:
         if found != expected:
-            raise ValueError(f"{op}: {name} has {what} {_short(found)}, and must have {first}'s: {_short(expected)}")
+            raise ValueError(f"{op}: {name} must have the {what} of {first}, {_short(expected)}, got {_short(found)}")
 
 
 def check_shape(op, shape, **tensors):
     """Raise ValueError unless each has this shape."""
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != tuple(shape):
-            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, and must have {tuple(shape)}")
+            raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def _short(what):
@@ -110,20 +110,20 @@ def _short(what):
 
 
 def rows(x):
-    """(..., D) -> (N, D) with the channels next to each other; copies only where strides allow no such view."""
+    """(..., D) -> (N, D) with contiguous channels; a copy only if the strides allow no such view."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(-1) == 1 and x.stride(0) >= x.shape[-1] else x.contiguous()
 
 
 def check_ids(op, shape, device, **tensors):
-    """Refuse token ids or targets that a kernel cannot take. Their values stay unseen: to look at them would wait for the device.
+    """Check token ids or targets of a kernel, but not their values: reading them would wait for the device.
 
     Raises:
-        ValueError: of another dtype than int64 or int32, of another shape, or on another device
+        ValueError: a dtype other than int64 or int32, another shape, or another device
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{op}: {name} is {_short(tensor.dtype)}, and must be int64 or int32")
+            raise ValueError(f"{op}: {name} must be int64 or int32, got {_short(tensor.dtype)}")
         if tensor.device != device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, and must be on {device}")
+            raise ValueError(f"{op}: {name} must be on {device}, got {tensor.device}")
     check_shape(op, shape, **tensors)

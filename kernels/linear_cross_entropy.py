@@ -1,19 +1,20 @@
-"""The output head and its cross-entropy as one op, so that the logits of all tokens never exist at once.
+"""The output head and its cross-entropy as one op, so that the logits of all tokens are never in memory at the same time.
 
     loss = mean over the scored tokens of cross_entropy(x_t @ weight.T, target_t)
 
-Readable twins: minillama/nn/linear.py, then minillama/nn/cross_entropy.py. Lesson: lessons/12_triton.ipynb.
+Readable twins: minillama/nn/linear.py, then minillama/nn/cross_entropy.py. Lesson: lessons/15_gpu.ipynb.
 
-Tokens go through in chunks. A chunk's logits are made in one buffer that all chunks share, `cross_entropy_` turns them into their
-gradient on the spot, and from that come, while it is there,
+Tokens are processed in chunks. The logits of a chunk are written into one buffer that all chunks share, `cross_entropy_` replaces them
+there by their gradient, and from this gradient follow, before the next chunk overwrites it,
 
     dx_chunk = dlogits @ weight        dweight += dlogits.T @ x_chunk
 
-so every gradient is known before backward is asked, which only multiplies by dout. dweight is summed over the chunks in float32 and
-rounded once: in half precision a hundred roundings would lose what the later chunks add. The chunk's dlogits are in x's dtype and hold
-the factor 1 / scored already; in float16 what is below 6e-8 is lost there, and a dout above 1 (a loss scale) comes too late for it.
+so every gradient is known before backward is called; backward only multiplies by dout. dweight is summed over the chunks in float32
+and rounded once: in half precision a hundred roundings would lose what the later chunks add. The dlogits of a chunk have x's dtype and
+already include the factor 1 / scored. In float16, values below 6e-8 are lost there, and a dout above 1 (a loss scale) cannot save them,
+because backward multiplies by it later.
 
-Floor: 6NDV floating-point operations (three matrix products, by cuBLAS; computing the logits again in backward would make it 8NDV) and
+Roofline: 6NDV floating-point operations (three matrix products, by cuBLAS; computing the logits again in backward would make it 8NDV) and
 2bNV bytes for `cross_entropy_`. Memory: one chunk of logits, dx, dweight in float32.
 """
 import torch
@@ -24,12 +25,12 @@ from torch import Tensor
 from .cross_entropy import cross_entropy_, inverse_count, mean_nats, token_nats
 from .launch import check, check_ids, check_same, check_shape, launch, rows
 
-LOGITS_BYTES = 512 * 2**20  # what a chunk's logits may take unless `chunk` says otherwise: 8192 tokens of 32000 bfloat16 logits
+LOGITS_BYTES = 512 * 2**20  # most memory for a chunk's logits, if `chunk` is not given: 8192 tokens of 32000 bfloat16 logits
 
 
 @triton.jit
 def product_kernel(dout_ptr, x_ptr, out_ptr, n, BLOCK: tl.constexpr):
-    """out = dout * x, n numbers: in float32, rounded once (PyTorch would round dout to x's dtype first)."""
+    """out = dout * x, n numbers, in float32 and rounded once (PyTorch would round dout to x's dtype first)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
     out = x * tl.load(dout_ptr).to(tl.float32)
@@ -43,7 +44,7 @@ def _product(dout, x, dtype):
 
 
 def _chunk(N, V, itemsize):
-    """Tokens per chunk: as few chunks as LOGITS_BYTES allows, all about the same size."""
+    """Tokens per chunk: as few chunks as LOGITS_BYTES allows, all of about the same size."""
     most = max(1, LOGITS_BYTES // (V * itemsize))
     if most >= 128:
         most -= most % 128                                       # whole tiles for the matrix products
@@ -57,7 +58,7 @@ def _add_outer(total, dlogits, x, first):
         dlogits, x = dlogits.float(), x.float()                  # out_dtype= exists on GPUs only
     options = {} if x.dtype == torch.float32 else {"out_dtype": torch.float32}
     if first:
-        torch.mm(dlogits.t(), x, out=total, **options)           # nothing to add to yet: no zeros to write and read
+        torch.mm(dlogits.t(), x, out=total, **options)           # there is no sum yet: no zeros to write and read
     else:
         torch.addmm(total, dlogits.t(), x, out=total, **options)
 
@@ -70,8 +71,8 @@ def linear_cross_entropy_forward(x, weight, targets, chunk=None, gradients=True)
         x:         (B, T, D) or (N, D) float
         weight:    (V, D) like x
         targets:   (B, T) or (N,) int64 or int32    ids in [0, V), or IGNORE (-1) where nothing is scored
-        chunk:     int     tokens whose logits are in memory together; None: what LOGITS_BYTES holds
-        gradients: bool    False leaves out their two matrix products, where only the loss is wanted
+        chunk:     int     tokens whose logits are in memory at the same time; None: as many as fit in LOGITS_BYTES
+        gradients: bool    False skips their two matrix products, for a caller that needs only the loss
 
     Returns:
         loss:      () float32, nats/token; 0 if no token is scored; NaN if a target is neither an id nor IGNORE
@@ -84,12 +85,12 @@ def linear_cross_entropy_forward(x, weight, targets, chunk=None, gradients=True)
     check(op, x=x, weight=weight)
     check_same(op, "dtype", x=x, weight=weight)
     if weight.ndim != 2:
-        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}, and must have two axes: vocabulary and channels")
+        raise ValueError(f"{op}: weight must have two axes (vocabulary and channels), got shape {tuple(weight.shape)}")
     V, D = weight.shape
     check_shape(op, (*x.shape[:-1], D), x=x)
     check_ids(op, x.shape[:-1], x.device, targets=targets)
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"{op}: chunk is {chunk!r}, and must be None or an integer of at least 1")
+        raise ValueError(f"{op}: chunk must be None or an integer of at least 1, got {chunk!r}")
     flat, flat_targets = rows(x), targets.reshape(-1).contiguous()
     N = len(flat)
     chunk = min(N, chunk or _chunk(N, V, x.itemsize))
@@ -127,7 +128,7 @@ def linear_cross_entropy_backward(dout, cache):
     return _product(dout, dx, dx.dtype), _product(dout, dweight, dtype)
 
 
-# What follows makes the pair known to PyTorch: autograd, torch.compile (which needs shapes without running: the fakes).
+# Registration with PyTorch: autograd, and torch.compile, which asks the fakes for the shapes of the outputs without running a kernel.
 
 @torch.library.custom_op("minillama::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +152,7 @@ _linear_cross_entropy_backward.register_fake(lambda dout, dx, dweight: (torch.em
 
 
 def _keep(ctx, inputs, output):
-    ctx.set_materialize_grads(False)                             # nobody asks for gradients of gradients: no zeros for them
+    ctx.set_materialize_grads(False)                             # dx and dweight get no gradients themselves: no zeros for them
     ctx.save_for_backward(*output[1:])
 
 

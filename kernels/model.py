@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import ModuleList, Parameter
 
+from minillama.config import ATTENTIONS
 from minillama.errors import InputError
 from minillama.nn import decode, init_params
 from minillama.nn.model import layer_params
@@ -19,11 +20,10 @@ from minillama.nn.model import layer_params
 from . import reference
 
 KERNELS = ("reference", "triton")
-ATTENTIONS = ("triton", "cudnn", "flash")  # what computes the attention of the Triton block
 
 
 class Ops(NamedTuple):
-    """What a model is composed of."""
+    """The ops that a model is built from."""
 
     embedding: Callable  # (tokens, weight) -> x
     block: Callable  # (x, params, cos, sin, config) -> x
@@ -36,7 +36,7 @@ def _linear_cross_entropy(x, weight, targets):
 
 
 def _ops(kernels, attention):
-    """Triton is imported where it is asked for."""
+    """The Ops of a model. Triton is imported only if it is chosen."""
     if kernels not in KERNELS:
         raise InputError(f"kernels {kernels!r} do not exist: choose one of {', '.join(KERNELS)}")
     if attention not in ATTENTIONS:
@@ -61,7 +61,7 @@ class Layer(torch.nn.Module):
             self.register_parameter(name, Parameter(tensor))
 
     def params(self):
-        """The parameters under their short names: where they are sharded, those that are gathered for the moment."""
+        """The parameters under their short names. Where parameters are sharded, these are the gathered ones."""
         return dict(self.named_parameters())
 
     def forward(self, x, cos, sin):
@@ -70,11 +70,11 @@ class Layer(torch.nn.Module):
 
 
 class Llama(torch.nn.Module):
-    """The model. The loss is computed inside `forward`, where a library that shards parameters has gathered those of the output head.
+    """The model. The loss is computed inside `forward`, where a library that shards parameters has gathered the output head.
 
     kernels:       str           "reference" or "triton"
     attention:     str           of the Triton block: "triton", "cudnn" or "flash"
-    dtype, device:               of fresh parameters, those of init_params(config); or
+    dtype, device:               of fresh parameters, those of init_params(config); unused if params are given
     params:        dict          name -> tensor, used as they are: views into a larger tensor stay views
     """
 
@@ -89,10 +89,10 @@ class Llama(torch.nn.Module):
         self._tables = None
 
     def tables(self, start, end):
-        """cos, sin of these positions: (T, Dh/2) float32 each, whatever the dtype of the model."""
+        """cos, sin of the positions from start to end - 1: (T, Dh/2) float32 each, whatever the dtype of the model."""
         device = self.norm.device
         if self._tables is None or self._tables[0].device != device:
-            with torch.inference_mode(False):                    # made while decoding, they must still serve a backward later
+            with torch.inference_mode(False):                    # tables made while decoding must also work in a later backward
                 tables = reference.rope_tables(self.config.max_seq_len, self.config.head_dim, self.config.rope_theta)
                 self._tables = tuple(table.to(device) for table in tables)
         return tuple(table[start:end] for table in self._tables)
@@ -105,7 +105,7 @@ class Llama(torch.nn.Module):
             targets: (B, T) int64, optional    ids, or IGNORE where nothing is scored
 
         Returns:
-            logits (B, T, V); with targets the mean of nats over the scored tokens, () float32, 0 where there are none
+            logits (B, T, V); with targets the mean of nats over the scored tokens, () float32, 0 if there are none
         """
         x = self.ops.embedding(tokens, self.tok_embeddings)
         cos, sin = self.tables(0, tokens.shape[1])
@@ -117,8 +117,8 @@ class Llama(torch.nn.Module):
         return self.ops.linear_cross_entropy(x, self.output, targets)
 
     def decode(self, tokens, cache):
-        """Logits (B, T, V) of the next T positions; advances the cache. Plain PyTorch for both sets of ops: one token at a
-        time, most of the time is the reading of the weights."""
+        """Logits (B, T, V) of the next T positions; advances the cache. Plain PyTorch for both sets of ops: with one
+        token at a time, most of the time goes into reading the weights."""
         end = cache.length + tokens.shape[1]
         cos, sin = self.tables(cache.length, end)
         x = reference.embedding_forward(tokens, self.tok_embeddings)

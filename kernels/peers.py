@@ -1,15 +1,15 @@
-"""Who is measured: every kernel's workload, ours and its peers, brought to one form so that `kernels/bench.py` can treat them alike.
+"""The contenders of the benchmark: for every kernel its inputs, our implementation and its peers, all in one form for `kernels/bench.py`.
 
-A contender is a pair like ours, forward(*inputs) -> outputs, cache and backward(douts, cache) -> gradients. What has autograd instead
-becomes one through `autograd`. Builders import their package when they are called: an ImportError means that the peer is absent.
+A contender is a pair like ours, forward(*inputs) -> outputs, cache and backward(douts, cache) -> gradients. `autograd` makes one of a
+differentiable function. Builders import their package when they are called: an ImportError means that the peer is absent.
 
     ours            the kernels' own pairs, as the block calls them
-    ours-autograd   the differentiable function over the same kernels: what PyTorch's dispatch costs the host; never captured
-    eager           kernels/reference.py: PyTorch's own ops (attention: its default backend; adamw: clip, fused AdamW, cast)
-    compile         the same under torch.compile; compile-max: with mode="max-autotune-no-cudagraphs", if asked for
-    liger           Liger-Kernel; its rope turns halves against each other, so it gets its own layout, untimed
+    ours-autograd   the differentiable function over the same kernels: shows what PyTorch's dispatch costs the host; never captured
+    eager           kernels/reference.py: PyTorch's own ops (attention: its default back end; adamw: clip, fused AdamW, cast)
+    compile         the same under torch.compile; compile-max: with mode="max-autotune-no-cudagraphs", only on request
+    liger           Liger-Kernel; its rope rotates the halves of a head, so its inputs are converted to that order, which is not timed
     torch-lce       torch.nn.functional.linear_cross_entropy, chunked (PyTorch 2.13)
-    flash, cudnn, efficient   scaled_dot_product_attention held to one backend; flex: flex_attention, if asked for
+    flash, cudnn, efficient   scaled_dot_product_attention with one back end only; flex: flex_attention, only on request
     flash-attn, flash-attn-3, flash-attn-4, quack, cce   packages of these names (cce without its gradient filter)
 """
 import importlib
@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 from . import reference
 
-OPTIONAL = ("compile-max", "flex")  # slow to compile: only if asked for
+OPTIONAL = ("compile-max", "flex")  # slow to compile: only on request
 EPS = 1e-6
 STEP, LR, MAX_NORM = 100, 1e-4, 1.0  # of the optimiser
-PIECE = 2048 * 5504  # the largest matrix of the 1.3B model: PyTorch's optimiser gets a list of such
+PIECE = 2048 * 5504  # the largest matrix of the 1.3B model: PyTorch's optimiser gets a list of pieces of this size
 
 SHAPES = {  # N tokens in rows of T, dim D in H heads, hidden F, vocabulary V, parameters P
     "reference": dict(N=16384, T=2048, D=4096, F=11008, H=32, V=32000, P=1_240_000_000),
@@ -37,7 +37,7 @@ ATTENTION_SHAPES = {f"T={T // 1024}k": dict(N=16384, T=T, D=4096, H=32) for T in
 
 
 class Absent(ImportError):
-    """A peer that is not here, and why."""
+    """A peer that cannot be measured here, and why."""
 
 
 class Draw:
@@ -61,10 +61,10 @@ def _same(*arguments):
 class Contender(NamedTuple):
     """One way to compute a workload.
 
-    both:    (douts, *inputs) -> outputs, gradients, where it is not forward and then backward
-    enter:   (inputs, douts) -> its own inputs, douts: another layout, or copies for one that writes over what it is given; not timed
+    both:    (douts, *inputs) -> outputs, gradients, if it has a shorter way than forward and then backward
+    enter:   (inputs, douts) -> its own inputs, douts: another layout, or copies if it overwrites its inputs; not timed
     leave:   (outputs, gradients) -> the same in the workload's layout, to be verified
-    capture: False if it waits for the device, which a CUDA graph cannot hold
+    capture: False if it waits for the device, which a CUDA graph does not allow
     """
 
     forward: Callable
@@ -76,12 +76,12 @@ class Contender(NamedTuple):
 
 
 def copies(inputs, douts):
-    """`enter` of those that write over their arguments: contiguous copies."""
+    """`enter` for contenders that overwrite their arguments: contiguous copies."""
     return tuple(tuple(x.clone(memory_format=torch.contiguous_format) for x in group) for group in (inputs, douts))
 
 
 def autograd(function, wrt, enter=_same, **options):
-    """A Contender of a differentiable function; wrt: positions of the inputs it is differentiated by."""
+    """A Contender of a differentiable function; wrt: positions of the inputs that get a gradient."""
     def leaves(inputs, douts):
         inputs, douts = enter(inputs, douts)
         return tuple(x.detach().requires_grad_() if i in wrt else x for i, x in enumerate(inputs)), douts
@@ -115,13 +115,13 @@ def run(contender, inputs, douts, both=False):
 
 
 class Workload(NamedTuple):
-    """What a kernel is given, and who computes it.
+    """The inputs of a kernel, and the contenders that compute it.
 
-    letters:  of the shape that matter to it
+    letters:  those of a shape that the kernel depends on
     inputs:   (shape, draw) -> tuple of tensors
-    truth:    () -> Contender of PyTorch's plain ops, which is also run in float32 or float64
+    truth:    () -> Contender of PyTorch's plain ops, which also computes the exact result in float32 or float64
     builders: provider -> () -> Contender, ours first
-    proof:    letters that are replaced where it is verified
+    proof:    sizes that replace those of the shape when it is verified
     """
 
     letters: str
@@ -132,7 +132,7 @@ class Workload(NamedTuple):
 
 
 def _ours(module, forward, backward, spread=_same, **options):
-    """Builder of our pair. spread: gradients -> one for each differentiated input."""
+    """Builder of our pair. spread: gradients -> one gradient for each differentiated input."""
     def build():
         ours = importlib.import_module(f".{module}", __package__)
         run_forward, run_backward = getattr(ours, forward), getattr(ours, backward)
@@ -143,7 +143,7 @@ def _ours(module, forward, backward, spread=_same, **options):
 
 def _peers(name, wrt, function, ours, liger=None, quack=None, compiled=True, **others):
     """The builders that most workloads have. ours: (module, forward, backward[, spread]); name: our differentiable function.
-    liger, quack: () -> Contender; others: provider with _ for - -> () -> Contender."""
+    liger, quack: () -> Contender; others: provider, written with _ instead of -, -> () -> Contender."""
     def differentiable():
         return autograd(getattr(importlib.import_module(f".{ours[0]}", __package__), name), wrt, capture=False)
 
@@ -176,7 +176,7 @@ def _rmsnorm_workload():
 
     return Workload("ND", lambda shape, draw: (draw.normal(shape["N"], shape["D"]), draw.normal(shape["D"])),
                     lambda: autograd(_rmsnorm, (0, 1)),
-                    _peers("rmsnorm", (0, 1), _rmsnorm, ("rmsnorm", "rmsnorm_forward", "rmsnorm_backward"), liger, quack))  # fmt: skip
+                    _peers("rmsnorm", (0, 1), _rmsnorm, ("rmsnorm", "rmsnorm_forward", "rmsnorm_backward"), liger, quack))
 
 
 def _add_rmsnorm(x, residual, weight):
@@ -201,7 +201,7 @@ def _add_rmsnorm_workload():
 
     ours = ("rmsnorm", "add_rmsnorm_forward", "add_rmsnorm_backward", lambda dx, dweight: (dx, dx, dweight))
     return Workload("ND", inputs, lambda: autograd(_add_rmsnorm, (0, 1, 2)),
-                    _peers("add_rmsnorm", (0, 1, 2), _add_rmsnorm, ours, liger, quack))  # fmt: skip
+                    _peers("add_rmsnorm", (0, 1, 2), _add_rmsnorm, ours, liger, quack))
 
 
 def halves(x):
@@ -215,7 +215,7 @@ def pairs(x):
 
 def _rope_workload():
     def inputs(shape, draw):
-        """q and k as they leave the merged projection: the first 2H of 3H heads."""
+        """q and k as they come out of the merged projection: the first 2H of 3H heads."""
         N, T, H = shape["N"], shape["T"], shape["H"]
         head_dim = shape["D"] // H
         qkv = draw.normal(N // T, T, 3 * H, head_dim)
@@ -225,7 +225,7 @@ def _rope_workload():
         from liger_kernel.transformers.functional import liger_rope
 
         def apart(x):
-            return tuple(part.contiguous().transpose(1, 2) for part in halves(x).chunk(2, 2))  # (B, H, T, Dh) as its caller has them
+            return tuple(part.contiguous().transpose(1, 2) for part in halves(x).chunk(2, 2))  # (B, H, T, Dh) as transformers passes them
 
         def enter(inputs, douts):
             x, *tables = inputs
@@ -237,7 +237,7 @@ def _rope_workload():
         return autograd(liger_rope, (0, 1), enter, leave=lambda outputs, gradients: (together(outputs), together(gradients)))
 
     return Workload("NTDH", inputs, lambda: autograd(reference.rope_forward, (0,)),
-                    _peers("rope", (0,), reference.rope_forward, ("rope", "rope_forward", "rope_backward"), liger))  # fmt: skip
+                    _peers("rope", (0,), reference.rope_forward, ("rope", "rope_forward", "rope_backward"), liger))
 
 
 def _swiglu_workload():
@@ -250,7 +250,7 @@ def _swiglu_workload():
         return autograd(liger_swiglu, (0, 1), copies)
 
     return Workload("NF", inputs, lambda: autograd(reference.swiglu_forward, (0, 1)),
-                    _peers("swiglu", (0, 1), reference.swiglu_forward, ("swiglu", "swiglu_forward", "swiglu_backward"), liger))  # fmt: skip
+                    _peers("swiglu", (0, 1), reference.swiglu_forward, ("swiglu", "swiglu_forward", "swiglu_backward"), liger))
 
 
 # ------------------------------------------------------------------------------------------------------------ losses and embedding
@@ -314,7 +314,7 @@ def _linear_cross_entropy_workload():
 
     pair = ("linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward")
     return Workload("NDV", inputs, lambda: autograd(_linear_cross_entropy, (0, 1)),
-                    _peers("linear_cross_entropy", (0, 1), _linear_cross_entropy, pair, liger, torch_lce=torch_lce, cce=cce))  # fmt: skip
+                    _peers("linear_cross_entropy", (0, 1), _linear_cross_entropy, pair, liger, torch_lce=torch_lce, cce=cce))
 
 
 def _embedding_workload():
@@ -328,7 +328,7 @@ def _embedding_workload():
 
     return Workload("NDV", inputs, lambda: autograd(reference.embedding_forward, (1,)),
                     _peers("embedding", (1,), reference.embedding_forward, ("embedding", "embedding_forward", "embedding_backward"),
-                           liger))  # fmt: skip
+                           liger))
 
 
 # -------------------------------------------------------------------------------------------------------------- optimiser, attention
@@ -359,13 +359,13 @@ def _adamw_workload():
         return _optimiser(clip_coefficient, adamw_step)
 
     def eager():
-        """clip_grad_norm_, fused AdamW and the copy in lower precision, on a list of tensors, as a training loop in PyTorch has it."""
+        """clip_grad_norm_, fused AdamW and the copy in lower precision, on a list of tensors, as in a usual PyTorch loop."""
         def enter(inputs, douts):
             param, grad, m, v, copy = inputs
             parts = [x.split(PIECE) for x in inputs]
             params = [piece.detach().requires_grad_() for piece in parts[0]]
             optimizer = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True,
-                                          capturable=param.is_cuda)  # fmt: skip
+                                          capturable=param.is_cuda)
             for piece, *rest in zip(params, *parts[1:4]):
                 piece.grad, mean, square = rest
                 step = torch.full((), STEP - 1, dtype=torch.float32, device=param.device)
@@ -434,10 +434,10 @@ def _attention_workload():
 
     backends = {name: pinned(f"{name.upper()}_ATTENTION") for name in ("flash", "cudnn", "efficient")}
     packages = {"flash_attn": package("flash_attn"), "flash_attn_3": package("flash_attn_interface"),
-                "flash_attn_4": package("flash_attn.cute")}  # fmt: skip
+                "flash_attn_4": package("flash_attn.cute")}
     return Workload("NTDH", inputs, lambda: autograd(reference.attention_forward, (0, 1, 2)),
                     _peers("attention", (0, 1, 2), reference.attention_forward, ("attention", "attention_forward", "attention_backward"),
-                           compiled=False, flex=flex, **backends, **packages))  # fmt: skip
+                           compiled=False, flex=flex, **backends, **packages))
 
 
 WORKLOADS = {

@@ -1,9 +1,9 @@
 """Every op's forward in plain PyTorch: autograd is the oracle that the hand-written backwards are checked against.
 
 Same names, argument order and shapes as `minillama.nn`, but each function returns `out` alone: autograd keeps what it needs.
-Deliberately written another way than the NumPy side where PyTorch has its own (scaled_dot_product_attention, cross_entropy,
-silu), so that the two cannot share a mistake. dtype in = dtype out. The optimiser's two steps stand at the end.
-Runs on every device; imports no triton.
+Where PyTorch has its own function (scaled_dot_product_attention, cross_entropy, silu), it is used instead of the formula of the NumPy
+side, so that the two sides cannot share a mistake. dtype in = dtype out. The two steps of the optimiser are at the end.
+Runs on every device; does not import triton.
 """
 import math
 
@@ -35,7 +35,7 @@ def rope_forward(x, cos, sin):
 def attention_forward(q, k, v):
     """(B, Tq, H, Dh), (B, Tk, H, Dh) x 2 -> (B, Tq, H, Dh), causal: the queries are the last Tq of the Tk positions."""
     Tq, Tk = q.shape[1], k.shape[1]
-    mask = None                                                  # is_causal starts its diagonal at the top left: right for Tq = Tk only
+    mask = None                                                  # is_causal starts its diagonal at the top left: right only for Tq = Tk
     if 1 < Tq < Tk:
         mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
     heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
@@ -47,7 +47,7 @@ def swiglu_forward(gate, up):
 
 
 def cross_entropy_forward(logits, targets):
-    """Mean over the scored tokens; 0 where there are none, with gradients of 0 (PyTorch's own mean is NaN there)."""
+    """Mean over the scored tokens; 0 if there are none, with gradients of 0 (PyTorch's own mean would be NaN)."""
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
     return (nats / (targets != IGNORE).sum().clamp(min=1)).sum()
 
@@ -86,10 +86,10 @@ def model_forward(tokens, params, config):
 
 @torch.no_grad()
 def clip_coefficient(grad, max_norm):
-    """What clipping by the global norm multiplies with, left on the device: (norm, coefficient), two 0-dim float32 tensors.
+    """The factor of clipping by the global norm, which stays on the device: (norm, coefficient), two 0-dim float32 tensors.
 
-    coefficient = min(1, max_norm / norm), and 0 where the norm is not finite: `adamw_step` then does nothing, so that nobody has to
-    wait for the device to learn whether there is something to do.
+    coefficient = min(1, max_norm / norm), and 0 if the norm is not finite: then `adamw_step` changes nothing, so that the host need not
+    wait for the device to learn whether the norm is finite.
     """
     norm = torch.linalg.vector_norm(grad)
     return norm, torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1), 0)
@@ -99,13 +99,13 @@ def clip_coefficient(grad, max_norm):
 def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, coefficient=None, copy=None):
     """minillama.optim.adamw_step on flat float32 tensors: updates param, m and v IN PLACE.
 
-    coefficient: 0-dim float32 tensor    multiplies grad (`clip_coefficient`); where it is 0, param, m and v stay as they are
+    coefficient: 0-dim float32 tensor    multiplies grad (`clip_coefficient`); if it is 0, param, m and v stay as they are
     copy:        flat tensor             of a lower precision: receives the new parameters, rounded
     """
     live = 1.0
     if coefficient is not None:
         live = (coefficient > 0).float()                         # 0 or 1: a factor of every change below
-        grad = torch.where(coefficient > 0, coefficient * grad, 0)  # a product alone would keep NaN
+        grad = torch.where(coefficient > 0, coefficient * grad, 0)  # a product alone would keep a NaN
     m += live * (1 - beta1) * (grad - m)
     v += live * (1 - beta2) * (grad * grad - v)
     update = m / (v.sqrt() / math.sqrt(1 - beta2**step) + eps)

@@ -2,14 +2,14 @@
 
     rms(x) = sqrt(mean_i x_i^2 + eps)        out_i = weight_i * x_i / rms(x)
 
-Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4. Readable twin: minillama/nn/rmsnorm.py. Lesson: lessons/12_triton.ipynb.
+Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4. Readable twin: minillama/nn/rmsnorm.py. Lesson: lessons/15_gpu.ipynb.
 
-Programs: forward, one per ROWS rows, each row whole in registers, so that x is read once. Backward, G programs that stay on
-their multiprocessor: program g takes the rows g, g + G, ... and keeps its sum of dweight in registers until the end; a second
-kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. The number of rows is not
-specialised: a new sequence length compiles nothing anew.
+Programs: forward has one per ROWS rows, and each row is whole in registers, so that x is read once. Backward has G programs that stay
+on their multiprocessors: program g computes rows g, g + G, ... and keeps its sum of dweight in registers until the end; a second
+kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. Triton does not specialise on
+the number of rows, so a new sequence length needs no new compilation.
 
-Floor, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
+Roofline, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
     forward 2bND;  backward 3bND;  with the addition 4bND each way.
 
 Everything between load and store is float32 and is rounded once. (Meta's code rounds twice: x / rms first, then the product.)
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .launch import check, check_same, check_shape, launch, multiprocessors, rows
 
-MAX_DIM = 8192  # a row must fit a program's registers
+MAX_DIM = 8192  # a row must fit in the registers of a program
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -30,14 +30,14 @@ def rmsnorm_forward_kernel(
     out_ptr, total_ptr, rstd_ptr,             # out: (N, D) twice, (N,)
     N, D, x_stride, residual_stride, eps,     # strides: elements from one row to the next
     RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < N)[:, None] & (column < D)[None, :]
     x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], inside, other=0.0)
     if RESIDUAL:
         residual = tl.load(residual_ptr + row[:, None] * residual_stride + column[None, :], inside, other=0.0)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)  # what backward will read is what is normalised
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)  # rounded first: backward will read this value
         tl.store(total_ptr + row[:, None] * D + column[None, :], x, inside)
     x = x.to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, 1) / D + eps)
@@ -53,7 +53,7 @@ def rmsnorm_backward_kernel(
     dx_ptr, partial_ptr,                                # out: (N, D), (G, D)
     N, D, dout_stride, dtotal_stride, x_stride, G,
     RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     weight = tl.load(weight_ptr + column, column < D, other=0.0).to(tl.float32)
@@ -102,7 +102,7 @@ def _forward(op, x, residual, weight, eps):
         check_same(op, "shape", x=x, residual=residual)
         check_same(op, "dtype", x=x, residual=residual)
     if D > MAX_DIM:
-        raise ValueError(f"{op}: x has {D} channels, and the kernel covers at most {MAX_DIM}")
+        raise ValueError(f"{op}: x must have at most {MAX_DIM} channels, got {D}")
     flat, weight = rows(x), weight.contiguous()
     added = flat if residual is None else rows(residual)
     N = len(flat)
@@ -111,7 +111,7 @@ def _forward(op, x, residual, weight, eps):
     rstd = torch.empty(N, dtype=torch.float32, device=x.device)
     shape = _shape(D)
     launch(rmsnorm_forward_kernel, (triton.cdiv(N, shape["ROWS"]),), flat, added, weight, out, out if total is None else total, rstd,
-           N, D, flat.stride(0), added.stride(0), eps, RESIDUAL=residual is not None, **shape)  # fmt: skip
+           N, D, flat.stride(0), added.stride(0), eps, RESIDUAL=residual is not None, **shape)
     return out, total, rstd
 
 
@@ -128,7 +128,7 @@ def _backward(op, dout, dtotal, cache):
     dweight = torch.empty(D, dtype=weight.dtype, device=x.device)
     partial = torch.empty((programs, D), dtype=torch.float32, device=x.device)
     launch(rmsnorm_backward_kernel, (programs,), dflat, dadded, flat, weight, rstd, dx, partial,
-           N, D, dflat.stride(0), dadded.stride(0), flat.stride(0), programs, RESIDUAL=dtotal is not None, **shape)  # fmt: skip
+           N, D, dflat.stride(0), dadded.stride(0), flat.stride(0), programs, RESIDUAL=dtotal is not None, **shape)
     launch(column_sum_kernel, (triton.cdiv(D, 32),), partial, dweight, programs, D, ROWS=32, BLOCK=32, num_warps=4)
     return dx, dweight
 
@@ -153,7 +153,7 @@ def rmsnorm_forward(x, weight, eps=1e-6):
 
 
 def rmsnorm_backward(dout, cache):
-    """Gradients of rmsnorm_forward: dx like x, dweight (D,) like weight. The equation is the readable twin's."""
+    """Gradients of rmsnorm_forward: dx like x, dweight (D,) like weight. The equation is in the readable twin."""
     return _backward("rmsnorm_backward", dout, None, cache)
 
 
@@ -172,7 +172,7 @@ def add_rmsnorm_forward(x, residual, weight, eps=1e-6):
 
 
 def add_rmsnorm_backward(dout, dtotal, cache):
-    """Gradients of add_rmsnorm_forward. x and residual enter only by their sum, so they share one gradient:
+    """Gradients of add_rmsnorm_forward. Only the sum of x and residual is used, so they share one gradient:
 
         dx = dresidual = dtotal + (gradient of rmsnorm at total)
 
@@ -182,7 +182,7 @@ def add_rmsnorm_backward(dout, dtotal, cache):
     return _backward("add_rmsnorm_backward", dout, dtotal, cache)
 
 
-# What follows makes the pairs known to PyTorch: autograd, torch.compile (which needs shapes without running: the fakes).
+# Registration with PyTorch: autograd, and torch.compile, which asks the fakes for the shapes of the outputs without running a kernel.
 
 @torch.library.custom_op("minillama::rmsnorm", mutates_args=())
 def _rmsnorm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

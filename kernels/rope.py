@@ -3,14 +3,14 @@
     [out_2j  ]   [cos -sin] [x_2j  ]
     [out_2j+1] = [sin  cos] [x_2j+1]        of angle(t, j) = t * theta^(-2j / Dh), radians
 
-Su et al. 2021 (arXiv:2104.09864), Eq. 34, on adjacent pairs as LLaMA-1 has them. Readable twin: minillama/nn/rope.py.
-Lesson: lessons/12_triton.ipynb.
+Su et al. 2021 (arXiv:2104.09864), Eq. 34, on adjacent pairs, as in LLaMA-1. Readable twin: minillama/nn/rope.py.
+Lesson: lessons/15_gpu.ipynb.
 
-Programs: one per token and HEADS heads. A pair's two channels lie side by side, so a head is loaded as one contiguous stretch and
-taken apart in registers; two loads with stride 2 would use half of every memory transaction. Backward is the same kernel with -sin:
-a rotation's transpose turns back. Query and key take one launch where they lie side by side: as the first 2H heads of one buffer.
+Programs: one per token and HEADS heads. The two channels of a pair are next to each other, so a head is loaded as one contiguous array
+and split in registers; two loads with stride 2 would use half of every memory transaction. Backward is the same kernel with -sin: the
+transpose of a rotation is the rotation by minus the angle. Queries and keys need one launch if they are the first 2H heads of one buffer.
 
-Floor: 2b bytes per element of b bytes, each way. The tables, T * Dh/2 * 8 bytes, stay in the L2 cache.
+Roofline: 2b bytes per element of b bytes, each way. The tables, T * Dh/2 * 8 bytes, stay in the L2 cache.
 """
 import torch
 import triton
@@ -26,10 +26,10 @@ MAX_HEAD_DIM = 1024
 def rope_kernel(
     x_ptr, cos_ptr, sin_ptr, out_ptr,         # (B, T, H, Dh), (T, Dh/2) twice, (B, T, H, Dh)
     T, H, Dh,
-    x_batch, x_time, x_head,                  # strides, in elements; channels lie side by side
+    x_batch, x_time, x_head,                  # strides, in elements; channels are contiguous
     out_batch, out_time, out_head,
     BACKWARD: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     token = tl.program_id(0).to(tl.int64)
     batch, time = token // T, token % T
     head = tl.program_id(1).to(tl.int64) * HEADS + tl.arange(0, HEADS)
@@ -52,7 +52,7 @@ def rope_kernel(
 def _rotate(op, x, cos, sin, out, backward):
     check(op, x=x, cos=cos, sin=sin)
     if x.ndim != 4 or x.shape[-1] % 2 or x.shape[-1] > MAX_HEAD_DIM:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, and must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}")
+        raise ValueError(f"{op}: x must be (B, T, H, Dh) with Dh even and at most {MAX_HEAD_DIM}, got shape {tuple(x.shape)}")
     B, T, H, Dh = x.shape
     check_shape(op, (T, Dh // 2), cos=cos, sin=sin)
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -62,11 +62,11 @@ def _rotate(op, x, cos, sin, out, backward):
         check_same(op, "shape", x=x, out=out)
         check_same(op, "dtype", x=x, out=out)
         if out.stride(-1) != 1:
-            raise ValueError(f"{op}: out has stride {out.stride(-1)} from channel to channel, and must have 1")
+            raise ValueError(f"{op}: out must have contiguous channels (stride 1), got strides {out.stride()}")
     block = max(2, triton.next_power_of_2(Dh))
     heads = min(triton.next_power_of_2(H), max(1, 2048 // block))
     launch(rope_kernel, (B * T, triton.cdiv(H, heads)), x, cos.contiguous(), sin.contiguous(), out, T, H, Dh,
-           *x.stride()[:3], *out.stride()[:3], BACKWARD=backward, HEADS=heads, BLOCK=block, num_warps=4)  # fmt: skip
+           *x.stride()[:3], *out.stride()[:3], BACKWARD=backward, HEADS=heads, BLOCK=block, num_warps=4)
     return out
 
 
@@ -74,9 +74,9 @@ def rope_forward(x, cos, sin, out=None):
     """Rotate the pairs (x0, x1), (x2, x3), ... of every head.
 
     Args:
-        x:        (B, T, H, Dh) float   queries or keys, or both side by side; any strides
-        cos, sin: (T, Dh/2) float       rows of rope_tables, best in float32
-        out:      (B, T, H, Dh) float   optional buffer for the result; x itself is allowed
+        x:        (B, T, H, Dh) float   queries or keys, or both next to each other; any strides
+        cos, sin: (T, Dh/2) float       rows of rope_tables, preferably in float32
+        out:      (B, T, H, Dh) float   optional buffer for the result, which may be x itself
 
     Returns:
         out:      (B, T, H, Dh) like x

@@ -1,24 +1,25 @@
-"""PyTorch's own attention behind the interface of attention.py, so that a hand-written layer can use whichever is fastest.
+"""PyTorch's own attention with the interface of attention.py, so that a hand-written layer can use whichever is fastest.
 
     "triton"  kernels/attention.py
     "cudnn"   cuDNN's fused attention, CUDA only
     "flash"   FlashAttention 2 on CUDA, PyTorch's own tiled attention on the CPU
 
-The back end is pinned: where it does not cover the input, PyTorch raises an error instead of taking another one. Only is_causal is
-used, never a mask, and their backwards may add in an order that changes from run to run.
+The back end is fixed: if it does not cover the input, PyTorch raises an error instead of choosing another one. Only is_causal is used,
+never a mask. The backwards of PyTorch's back ends may sum in an order that changes from run to run.
 """
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from minillama.config import ATTENTIONS
+
 from .attention import attention_backward, attention_forward
 
 PINNED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-BACKENDS = ("triton", *PINNED)
 
 
 def sdpa_forward(q, k, v, backend):
-    """Causal attention by one of BACKENDS.
+    """Causal attention by one of ATTENTIONS.
 
     Args:
         q, k, v: (B, T, H, Dh) float    q and k already rotated
@@ -26,7 +27,7 @@ def sdpa_forward(q, k, v, backend):
 
     Returns:
         out:     (B, T, H, Dh) like q, contiguous
-        cache:   (backend, what it keeps): PyTorch's back ends keep an autograd graph of this one op, on detached inputs. None of it
+        cache:   (backend, what it keeps): PyTorch's back ends keep an autograd graph of this one op, on detached inputs, or None
                  under torch.inference_mode, where there is no backward
 
     Raises:
@@ -35,10 +36,10 @@ def sdpa_forward(q, k, v, backend):
     if backend == "triton":
         out, kept = attention_forward(q, k, v)
         return out, (backend, kept)
-    if backend not in BACKENDS:
-        raise ValueError(f"sdpa_forward: backend is {backend!r}, and must be one of {', '.join(BACKENDS)}")
+    if backend not in ATTENTIONS:
+        raise ValueError(f"sdpa_forward: backend must be one of {', '.join(ATTENTIONS)}, got {backend!r}")
     if backend == "cudnn" and q.device.type != "cuda":
-        raise ValueError(f"sdpa_forward: q is on {q.device}, and must be on a CUDA device for the back end cudnn")
+        raise ValueError(f"sdpa_forward: q must be on a CUDA device for the back end cudnn, got {q.device}")
     graph = not q.is_inference()
     inputs = [x.detach().requires_grad_(graph) for x in (q, k, v)]
     with torch.set_grad_enabled(graph), sdpa_kernel(PINNED[backend]):

@@ -2,13 +2,13 @@
 
     out = silu(gate) * up        silu(z) = z * sigmoid(z)
 
-Shazeer 2020 (arXiv:2002.05202), Eq. 6. Readable twin: minillama/nn/swiglu.py. Lesson: lessons/12_triton.ipynb.
+Shazeer 2020 (arXiv:2002.05202), Eq. 6. Readable twin: minillama/nn/swiglu.py. Lesson: lessons/15_gpu.ipynb.
 
 Programs: one per row and BLOCK channels; tiles, because padding a whole row of 11008 channels to a power of two would leave a
-third of the lanes idle. Backward recomputes the sigmoid, writes both gradients into the halves of one buffer, so that the
-projections behind them are one matrix product, and the product itself too if a buffer for it is handed in.
+third of the lanes idle. Backward recomputes the sigmoid and writes both gradients into the halves of one buffer, so that the next
+step of backward, through w1 and w3, is one matrix product. It also writes silu(gate) * up again if it gets a buffer for that.
 
-Floor, in bytes for N rows of F elements of b bytes: forward 3bNF;  backward 5bNF, 6bNF with the product.
+Roofline, in bytes for N rows of F elements of b bytes: forward 3bNF;  backward 5bNF, 6bNF with the product.
 """
 import torch
 import triton
@@ -23,7 +23,7 @@ def swiglu_forward_kernel(
     gate_ptr, up_ptr, out_ptr,                # (N, F) each
     F, gate_stride, up_stride, out_stride,    # strides: elements from one row to the next
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(F, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     row, column = program // tiles, (program % tiles) * BLOCK + tl.arange(0, BLOCK)
@@ -39,7 +39,7 @@ def swiglu_backward_kernel(
     dgate_ptr, dup_ptr, product_ptr,          # out: (N, F) each
     F, dout_stride, gate_stride, up_stride, grad_stride,
     PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(F, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     row, column = program // tiles, (program % tiles) * BLOCK + tl.arange(0, BLOCK)
@@ -57,13 +57,13 @@ def swiglu_backward_kernel(
 
 
 def _grid(N, F):
-    """A program for every row and tile, and a tile's width and warps: 8 elements per thread, loaded as 16 bytes of bfloat16."""
+    """A program for every row and tile; the width and warps of a tile: 8 elements per thread, loaded as 16 bytes of bfloat16."""
     block = min(1024, triton.next_power_of_2(F))
     return (N * triton.cdiv(F, block),), {"BLOCK": block, "num_warps": max(1, block // 256)}
 
 
 def swiglu_forward(gate, up):
-    """Gate `up`.
+    """Multiply `up` by silu(gate).
 
     Args:
         gate, up: (..., F) float    may be the two halves of one (..., 2F) array
@@ -93,7 +93,7 @@ def swiglu_backward(dout, cache, out=None, product=None):
 
     Args:
         out:     (..., 2F) contiguous, optional    buffer for both gradients
-        product: (..., F) contiguous, optional     buffer that receives silu(gate) * up again, for a caller who did not keep it
+        product: (..., F) contiguous, optional     buffer that receives silu(gate) * up again, for a caller that did not keep it
 
     Returns:
         dgate, dup: (..., F) each, the two halves of one (..., 2F) array
@@ -104,15 +104,15 @@ def swiglu_backward(dout, cache, out=None, product=None):
     packed = (*gate.shape[:-1], 2 * gate.shape[-1])
     for name, buffer, shape in (("out", out, packed), ("product", product, gate.shape)):
         if buffer is not None and (buffer.shape != shape or buffer.dtype != gate.dtype or not buffer.is_contiguous()):
-            found = f"{buffer.dtype} {tuple(buffer.shape)}"
-            raise ValueError(f"swiglu_backward: {name} is {found}, and must be a contiguous {gate.dtype} {tuple(shape)}")
+            found = f"{buffer.dtype} {tuple(buffer.shape)} with strides {buffer.stride()}"
+            raise ValueError(f"swiglu_backward: {name} must be a contiguous {gate.dtype} {tuple(shape)}, got {found}")
     d, g, u = rows(dout), rows(gate), rows(up)
     N, F = g.shape
     out = torch.empty(packed, dtype=gate.dtype, device=gate.device) if out is None else out
     dgate, dup = out.chunk(2, -1)
     grid, shape = _grid(N, F)
     launch(swiglu_backward_kernel, grid, d, g, u, dgate, dup, dgate if product is None else product,
-           F, d.stride(0), g.stride(0), u.stride(0), 2 * F, PRODUCT=product is not None, **shape)  # fmt: skip
+           F, d.stride(0), g.stride(0), u.stride(0), 2 * F, PRODUCT=product is not None, **shape)
     return dgate, dup
 
 
@@ -123,7 +123,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 @torch.library.custom_op("minillama::swiglu_backward", mutates_args=())
 def _swiglu_backward(dout: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    out = gate.new_empty((*gate.shape[:-1], 2 * gate.shape[-1]))  # an op's outputs may not share memory: both halves as one
+    out = gate.new_empty((*gate.shape[:-1], 2 * gate.shape[-1]))  # the outputs of an op may not share memory: both halves as one
     swiglu_backward(dout, (gate, up), out=out)
     return out
 
@@ -139,7 +139,7 @@ def _(dout, gate, up):
 
 
 _swiglu.register_autograd(lambda ctx, dout: _swiglu_backward(dout, *ctx.saved_tensors).chunk(2, -1),
-                          setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))  # fmt: skip
+                          setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
 def swiglu(gate, up):

@@ -95,12 +95,12 @@ def test_registered():
 def test_bad_input():
     param, grad, m, v = on_device(state(6))
     for arguments, sentence in (
-        ((param.view(2, 3), grad, m, v), r"param has shape \(2, 3\), strides \(3, 1\), and must be flat and contiguous"),
-        ((param, grad[:5], m, v), r"grad has shape \(5,\), and must have param's: \(6,\)"),
-        ((param, grad, m.half(), v), "m is float16, and must be float32"),
-        ((param, grad, m, v[::2]), r"v has shape \(3,\), strides \(2,\), and must be flat and contiguous"),
+        ((param.view(2, 3), grad, m, v), r"param must be flat and contiguous, got shape \(2, 3\), strides \(3, 1\)"),
+        ((param, grad[:5], m, v), r"grad must have the shape of param, \(6,\), got \(5,\)"),
+        ((param, grad, m.half(), v), "m must be float32, got float16"),
+        ((param, grad, m, v[::2]), r"v must be flat and contiguous, got shape \(3,\), strides \(2,\)"),
     ):
         with pytest.raises(ValueError, match=sentence):
             adamw_step(*arguments, 1, 1e-3)
-    with pytest.raises(ValueError, match="grad is float64, and must be"):
+    with pytest.raises(ValueError, match="grad must be bfloat16, float16 or float32, got float64"):
         clip_coefficient(grad.double(), 1.0)

@@ -41,11 +41,16 @@ def test_faults_are_found():
         assert fault in faults[kernel], (kernel, faults[kernel])
 
 
+def test_asking_for_the_interpreter_imports_nothing():
+    done = run("-c", "import sys; from kernels.interpreter import interpreted; print(interpreted(), {'torch', 'triton'} & {*sys.modules})")
+    assert done.stdout == "False set()\n", done.stderr
+
+
 def test_bad_arguments():
     for arguments, sentence in (
-        (["--targets", "sm_20"], "--targets names 'sm_20', and there are sm_80, sm_90, gfx942"),
-        (["--only", "nothing"], "no example's name contains 'nothing'"),
-        (["--jobs", "0"], "--jobs is 0, and must be at least 1"),
+        (["--targets", "sm_20"], "--targets must be some of sm_80,sm_90,gfx942, got 'sm_20'"),
+        (["--only", "nothing"], "--only must be part of an example's name, got 'nothing': the examples are layer of nano,"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
     ):
         done = run("-m", "kernels.aot", *arguments)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

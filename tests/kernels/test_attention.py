@@ -9,7 +9,8 @@ from kernel_check import DEVICE, DTYPES, check_pair, close, rounded, tensors
 from kernels import attention as module
 from kernels import launch, reference
 from kernels.attention import MAX_GRID, MAX_HEAD_DIM, TILES, attention, attention_backward, attention_forward
-from kernels.sdpa import BACKENDS, sdpa_backward, sdpa_forward
+from kernels.sdpa import PINNED, sdpa_backward, sdpa_forward
+from minillama.config import ATTENTIONS
 from minillama.nn import attention_backward as numpy_backward
 from minillama.nn import attention_forward as numpy_forward
 from minillama.nn.flash import flash_attention_backward, flash_attention_forward
@@ -236,7 +237,7 @@ def test_pytorchs_attention():
 
 def test_kernels_behind_the_same_interface():
     q, k, v = tensors(arrays((1, 20, 2, 8)), torch.float32)
-    (out, cache), (expected, expected_cache) = sdpa_forward(q, k, v, BACKENDS[0]), attention_forward(q, k, v)
+    (out, cache), (expected, expected_cache) = sdpa_forward(q, k, v, ATTENTIONS[0]), attention_forward(q, k, v)
     assert torch.equal(out, expected)
     for grad, other in zip(sdpa_backward(q, cache), attention_backward(q, expected_cache), strict=True):
         assert torch.equal(grad, other)
@@ -246,16 +247,17 @@ ZEROS = torch.zeros(1, 4, 2, 8)
 
 
 @pytest.mark.parametrize("q, k, v, sentence", [
-    (ZEROS.double(), ZEROS, ZEROS, "q is float64, and must be bfloat16, float16 or float32"),
-    (ZEROS, ZEROS, ZEROS.half(), "v has dtype float16, and must have q's: float32"),
-    (ZEROS[:, 2:], ZEROS, ZEROS, r"k has shape \(1, 4, 2, 8\), and must have q's: \(1, 2, 2, 8\)"),
-    (ZEROS, ZEROS, ZEROS[..., :6], r"v has shape \(1, 4, 2, 6\), and must have q's: \(1, 4, 2, 8\)"),
-    (ZEROS[:, :0], ZEROS[:, :0], ZEROS[:, :0], r"q has shape \(1, 0, 2, 8\), and must hold at least one element"),
-    (ZEROS, ZEROS.to("meta"), ZEROS, "k is on meta, and must be on"),
-    (*[torch.zeros(1, 4, 8)] * 3, r"q has shape \(1, 4, 8\), and must be \(B, T, H, Dh\) with Dh even and at most 128"),
-    (*[torch.zeros(1, 4, 2, 7)] * 3, r"q has shape \(1, 4, 2, 7\), and must be \(B, T, H, Dh\) with Dh even and at most 128"),
-    (*[torch.zeros(1, 4, 2, MAX_HEAD_DIM + 2)] * 3, r"q has shape \(1, 4, 2, 130\), and must be"),
-    (*[torch.zeros(MAX_GRID + 1, 1, 1, 2)] * 3, rf"must have at most {MAX_GRID} sequences and heads"),
+    (ZEROS.double(), ZEROS, ZEROS, "q must be bfloat16, float16 or float32, got float64"),
+    (ZEROS, ZEROS, ZEROS.half(), r"v must have the dtype of q, float32, got float16"),
+    (ZEROS[:, 2:], ZEROS, ZEROS, r"k must have the shape of q, \(1, 2, 2, 8\), got \(1, 4, 2, 8\)"),
+    (ZEROS, ZEROS, ZEROS[..., :6], r"v must have the shape of q, \(1, 4, 2, 8\), got \(1, 4, 2, 6\)"),
+    (ZEROS[:, :0], ZEROS[:, :0], ZEROS[:, :0], r"q must hold at least one element, got shape \(1, 0, 2, 8\)"),
+    (ZEROS, ZEROS.to("meta"), ZEROS, r"k must be on the device of q, .*, got meta"),
+    (*[torch.zeros(1, 4, 8)] * 3, r"q must be \(B, T, H, Dh\) with Dh even and at most 128, got shape \(1, 4, 8\)"),
+    (*[torch.zeros(1, 4, 2, 7)] * 3, r"q must be \(B, T, H, Dh\) with Dh even and at most 128, got shape \(1, 4, 2, 7\)"),
+    (*[torch.zeros(1, 4, 2, MAX_HEAD_DIM + 2)] * 3, r"q must be \(B, T, H, Dh\) with Dh even and at most 128, got shape \(1, 4, 2, 130\)"),
+    (*[torch.zeros(MAX_GRID + 1, 1, 1, 2)] * 3,
+     rf"q must have at most {MAX_GRID} sequences and heads, got shape \({MAX_GRID + 1}, 1, 1, 2\)"),
 ])
 def test_bad_input(q, k, v, sentence):
     on_device = (x if x.device.type == "meta" else x.to(DEVICE) for x in (q, k, v))
@@ -265,21 +267,26 @@ def test_bad_input(q, k, v, sentence):
 
 def test_bad_buffers_and_gradients():
     q = ZEROS.to(DEVICE)
-    with pytest.raises(ValueError, match=r"attention_forward: out has shape \(1, 2, 2, 8\), and must have q's: \(1, 4, 2, 8\)"):
+    with pytest.raises(ValueError, match=r"attention_forward: out must have the shape of q, \(1, 4, 2, 8\), got \(1, 2, 2, 8\)"):
         attention_forward(q, q, q, out=q[:, 2:])
-    with pytest.raises(ValueError, match=r"attention_forward: out has strides \(64, 16, 1, 2\), and must have its channels side by side"):
+    sentence = r"attention_forward: out must have contiguous channels \(stride 1\), got strides \(64, 16, 1, 2\)"
+    with pytest.raises(ValueError, match=sentence):
         attention_forward(q, q, q, out=torch.zeros(1, 4, 8, 2, device=DEVICE).transpose(2, 3))
     _, cache = attention_forward(q, q, q)
-    with pytest.raises(ValueError, match="attention_backward: dk has dtype float16, and must have q's: float32"):
+    with pytest.raises(ValueError, match=r"attention_backward: dk must have the dtype of q, float32, got float16"):
         attention_backward(q, cache, out=(q.clone(), q.half(), q.clone()))
-    with pytest.raises(ValueError, match=r"attention_backward: dout has shape \(1, 4, 1, 8\), and must have q's: \(1, 4, 2, 8\)"):
+    with pytest.raises(ValueError, match=r"attention_backward: dout must have the shape of q, \(1, 4, 2, 8\), got \(1, 4, 1, 8\)"):
         attention_backward(q[:, :, :1], cache)
-    with pytest.raises(ValueError, match="attention_backward: dout has dtype float16, and must have q's: float32"):
+    with pytest.raises(ValueError, match=r"attention_backward: dout must have the dtype of q, float32, got float16"):
         attention_backward(q.half(), cache)
 
 
+def test_every_back_end_has_its_name():
+    assert ("triton", *PINNED) == ATTENTIONS
+
+
 def test_bad_back_end():
-    with pytest.raises(ValueError, match="sdpa_forward: backend is 'cutlass', and must be one of triton, cudnn, flash"):
+    with pytest.raises(ValueError, match="sdpa_forward: backend must be one of triton, cudnn, flash, got 'cutlass'"):
         sdpa_forward(ZEROS, ZEROS, ZEROS, "cutlass")
-    with pytest.raises(ValueError, match="sdpa_forward: q is on cpu, and must be on a CUDA device for the back end cudnn"):
+    with pytest.raises(ValueError, match="sdpa_forward: q must be on a CUDA device for the back end cudnn, got cpu"):
         sdpa_forward(ZEROS, ZEROS, ZEROS, "cudnn")

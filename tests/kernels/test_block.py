@@ -5,19 +5,20 @@ import torch
 from kernel_check import DEVICE, DTYPES, check_pair, close, tensors
 
 from kernels import reference
-from kernels.block import NAMES, block, block_backward, block_forward, merged
+from kernels.block import block, block_backward, block_forward, merged
 from kernels.model import Llama
 from minillama import nn
 from minillama.config import ModelConfig
+from minillama.nn.model import BLOCK_NAMES
 
 CONFIG = ModelConfig(dim=24, n_layers=2, n_heads=3, vocab_size=37, multiple_of=10, norm_eps=1e-2, max_seq_len=80)
-GRADIENTS = [f"d{name}" for name in ("x", *NAMES)]
+GRADIENTS = [f"d{name}" for name in ("x", *BLOCK_NAMES)]
 
 
 def arrays(config, B, T, seed=0):
     """x and the 9 weights of a layer, scaled so that everything is of order 1."""
     rng = np.random.default_rng(seed)
-    shapes = {name: nn.param_shapes(config)[f"layers.0.{name}"] for name in NAMES}
+    shapes = {name: nn.param_shapes(config)[f"layers.0.{name}"] for name in BLOCK_NAMES}
     return [rng.standard_normal((B, T, config.dim)), *(rng.standard_normal(shape) / np.sqrt(shape[-1]) for shape in shapes.values())]
 
 
@@ -27,10 +28,10 @@ def pairs(config, T, attention="triton"):
     tables = [torch.from_numpy(table).to(DEVICE) for table in (cos, sin)]
 
     def named(weights):
-        return dict(zip(NAMES, weights, strict=True))
+        return dict(zip(BLOCK_NAMES, weights, strict=True))
 
     def in_order(dx, grads):
-        return dx, *(grads[name] for name in NAMES)
+        return dx, *(grads[name] for name in BLOCK_NAMES)
 
     return (
         (lambda x, *weights: block_forward(x, named(weights), *tables, config, attention),
@@ -72,7 +73,7 @@ def test_neighbours_in_memory_change_nothing():
     """The weights as the engine lays them out, and each on its own."""
     x, *weights = tensors(arrays(CONFIG, 2, 7), torch.float32)
     order = ("wq", "wk", "wv", "wo", "w1", "w3", "w2", "attention_norm", "ffn_norm")
-    params = dict(zip(NAMES, weights))
+    params = dict(zip(BLOCK_NAMES, weights))
     flat = torch.cat([params[name].flatten() for name in order])
     neighbours = {name: part.view_as(params[name]) for name, part in zip(order, flat.split([params[name].numel() for name in order]))}
     assert merged(*(neighbours[name] for name in ("wq", "wk", "wv"))).data_ptr() == flat.data_ptr()
@@ -87,7 +88,7 @@ def test_what_is_kept_for_backward():
     """6 D + 2 F elements per token and a float32 per head; autograd of the same layer keeps more than half as much again."""
     B, T = 2, 16
     x, *weights = (tensor.requires_grad_() for tensor in tensors(arrays(CONFIG, B, T), torch.float32))
-    params, tables = dict(zip(NAMES, weights)), [table.to(DEVICE) for table in reference.rope_tables(T, CONFIG.head_dim)]
+    params, tables = dict(zip(BLOCK_NAMES, weights)), [table.to(DEVICE) for table in reference.rope_tables(T, CONFIG.head_dim)]
 
     def kept(layer):
         known = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *tables)}
@@ -112,7 +113,7 @@ def test_what_is_kept_for_backward():
 def test_kept_tensors_are_freed_by_backward():
     x, *weights = (tensor.requires_grad_() for tensor in tensors(arrays(CONFIG, 1, 5), torch.float32))
     tables = [table.to(DEVICE) for table in reference.rope_tables(5, CONFIG.head_dim)]
-    out = block(x, dict(zip(NAMES, weights)), *tables, CONFIG)
+    out = block(x, dict(zip(BLOCK_NAMES, weights)), *tables, CONFIG)
     out.sum().backward()
     with pytest.raises(RuntimeError, match="second time"):
         out.sum().backward()
@@ -146,14 +147,14 @@ def test_model(dtype):
 def test_bad_input():
     x, *weights = tensors(arrays(CONFIG, 2, 7), torch.float32)
     tables = [table.to(DEVICE) for table in reference.rope_tables(7, CONFIG.head_dim)]
-    params = dict(zip(NAMES, weights))
+    params = dict(zip(BLOCK_NAMES, weights))
     for arguments, sentence in (
-        ((x[0], params, *tables, CONFIG), r"x has shape \(7, 24\), and must be \(B, T, 24\)"),
-        ((x[..., :23], params, *tables, CONFIG), r"x has shape \(2, 7, 23\), and must be \(B, T, 24\)"),
-        ((x[:, :0], params, *tables, CONFIG), r"x has shape \(2, 0, 24\), and must hold at least one element"),
-        ((x[:, :5], params, *tables, CONFIG), r"cos has shape \(7, 4\), and must have \(5, 4\)"),
-        ((x, params | {"w3": params["w2"]}, *tables, CONFIG), r"w3 has shape \(24, \d+\), and must have"),
-        ((x.double(), params, *tables, CONFIG), "x is float64, and must be"),
+        ((x[0], params, *tables, CONFIG), r"x must be \(B, T, 24\), got shape \(7, 24\)"),
+        ((x[..., :23], params, *tables, CONFIG), r"x must be \(B, T, 24\), got shape \(2, 7, 23\)"),
+        ((x[:, :0], params, *tables, CONFIG), r"x must hold at least one element, got shape \(2, 0, 24\)"),
+        ((x[:, :5], params, *tables, CONFIG), r"cos must have shape \(5, 4\), got \(7, 4\)"),
+        ((x, params | {"w3": params["w2"]}, *tables, CONFIG), r"w3 must have shape \(\d+, 24\), got \(24, \d+\)"),
+        ((x.double(), params, *tables, CONFIG), "x must be bfloat16, float16 or float32, got float64"),
     ):
         with pytest.raises(ValueError, match=sentence):
             block_forward(*arguments)

@@ -132,12 +132,12 @@ IDS = torch.zeros(2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("tokens, weight, sentence", [
-    (IDS, torch.zeros(3, 4, dtype=torch.float64), "weight is float64, and must be bfloat16, float16 or float32"),
-    (IDS, torch.zeros(4), r"weight has shape \(4,\), and must have two axes"),
-    (IDS, torch.zeros(0, 4), r"weight has shape \(0, 4\), and must hold at least one element"),
-    (IDS.float(), torch.zeros(3, 4), "tokens is float32, and must be int64 or int32"),
-    (IDS[:0], torch.zeros(3, 4), r"tokens has shape \(0,\), and must hold at least one element"),
-    (IDS.to("meta"), torch.zeros(3, 4), "tokens is on meta, and must be on"),
+    (IDS, torch.zeros(3, 4, dtype=torch.float64), "weight must be bfloat16, float16 or float32, got float64"),
+    (IDS, torch.zeros(4), r"weight must have two axes \(vocabulary and channels\), got shape \(4,\)"),
+    (IDS, torch.zeros(0, 4), r"weight must hold at least one element, got shape \(0, 4\)"),
+    (IDS.float(), torch.zeros(3, 4), "tokens must be int64 or int32, got float32"),
+    (IDS[:0], torch.zeros(3, 4), r"tokens must hold at least one element, got shape \(0,\)"),
+    (IDS.to("meta"), torch.zeros(3, 4), "tokens must be on .*, got meta"),
 ])
 def test_bad_input(tokens, weight, sentence):
     tokens, weight = (tensor if tensor.device.type == "meta" else tensor.to(DEVICE) for tensor in (tokens, weight))
@@ -146,8 +146,8 @@ def test_bad_input(tokens, weight, sentence):
 
 
 @pytest.mark.parametrize("dout, sentence", [
-    (torch.zeros(3, 4), r"dout has shape \(3, 4\), and must have \(2, 4\)"),
-    (torch.zeros(2, 3), r"dout has shape \(2, 3\), and must have \(2, 4\)"),
+    (torch.zeros(3, 4), r"dout must have shape \(2, 4\), got \(3, 4\)"),
+    (torch.zeros(2, 3), r"dout must have shape \(2, 4\), got \(2, 3\)"),
 ])
 def test_bad_dout(dout, sentence):
     _, cache = embedding_forward(IDS.to(DEVICE), torch.zeros(3, 4, device=DEVICE))

@@ -13,6 +13,7 @@ from minillama import nn
 from minillama.config import ModelConfig, TrainConfig, preset
 from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
+from minillama.nn.model import BLOCK_NAMES
 
 pytestmark = pytest.mark.gpu
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
@@ -27,10 +28,8 @@ def free_memory():
 
 def layer(dtype=BF16, device=CUDA):
     """The 9 weights of a layer of CONFIG."""
-    from kernels.block import NAMES
-
     generator = torch.Generator(device).manual_seed(0)
-    shapes = {name: nn.param_shapes(CONFIG)[f"layers.0.{name}"] for name in NAMES}
+    shapes = {name: nn.param_shapes(CONFIG)[f"layers.0.{name}"] for name in BLOCK_NAMES}
     return {name: torch.randn(shape, generator=generator, device=device).mul(shape[-1] ** -0.5).to(dtype) for name, shape in shapes.items()}
 
 

@@ -66,12 +66,13 @@ def test_registered_and_compiles_in_one_graph():
 def test_bad_input():
     x, cos, sin = tensors([np.zeros((2, 4, 3, 6)), *rope_tables(4, 6)], torch.float32)
     for arguments, sentence in (
-        ((x[0], cos, sin), r"x has shape \(4, 3, 6\), and must be \(B, T, H, Dh\) with Dh even"),
-        ((x[..., :5], cos, sin), r"x has shape \(2, 4, 3, 5\), and must be \(B, T, H, Dh\) with Dh even"),
-        ((x[:, :3], cos, sin), r"cos has shape \(4, 3\), and must have \(3, 3\)"),
-        ((x[:, :0], cos, sin), r"x has shape \(2, 0, 3, 6\), and must hold at least one element"),
-        ((x.double(), cos, sin), "x is float64, and must be"),
-        ((x, cos, sin, x[:1]), r"out has shape \(1, 4, 3, 6\), and must have x's"),
+        ((x[0], cos, sin), r"x must be \(B, T, H, Dh\) with Dh even and at most \d+, got shape \(4, 3, 6\)"),
+        ((x[..., :5], cos, sin), r"x must be \(B, T, H, Dh\) with Dh even and at most \d+, got shape \(2, 4, 3, 5\)"),
+        ((x[:, :3], cos, sin), r"cos must have shape \(3, 3\), got \(4, 3\)"),
+        ((x[:, :0], cos, sin), r"x must hold at least one element, got shape \(2, 0, 3, 6\)"),
+        ((x.double(), cos, sin), "x must be bfloat16, float16 or float32, got float64"),
+        ((x, cos, sin, x[:1]), r"out must have the shape of x, \(2, 4, 3, 6\), got \(1, 4, 3, 6\)"),
+        ((x, cos, sin, x.transpose(1, 3).contiguous().transpose(1, 3)), r"out must have contiguous channels \(stride 1\), got strides"),
     ):
         with pytest.raises(ValueError, match=sentence):
             rope_forward(*arguments)

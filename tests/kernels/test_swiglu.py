@@ -55,13 +55,14 @@ def test_registered_and_compiles_in_one_graph():
 def test_bad_input():
     gate = torch.zeros(2, 4, device=DEVICE)
     for arguments, sentence in (
-        ((gate, gate[:1]), r"up has shape \(1, 4\), and must have gate's: \(2, 4\)"),
-        ((gate, gate.half()), "up has dtype float16, and must have gate's: float32"),
-        ((gate[:0], gate[:0]), r"gate has shape \(0, 4\), and must hold at least one element"),
-        ((gate.long(), gate), "gate is int64, and must be bfloat16, float16 or float32"),
+        ((gate, gate[:1]), r"up must have the shape of gate, \(2, 4\), got \(1, 4\)"),
+        ((gate, gate.half()), r"up must have the dtype of gate, float32, got float16"),
+        ((gate[:0], gate[:0]), r"gate must hold at least one element, got shape \(0, 4\)"),
+        ((gate.long(), gate), "gate must be bfloat16, float16 or float32, got int64"),
     ):
         with pytest.raises(ValueError, match=sentence):
             swiglu_forward(*arguments)
     _, cache = swiglu_forward(gate, gate)
-    with pytest.raises(ValueError, match=r"product is torch.float32 \(1, 4\), and must be a contiguous torch.float32 \(2, 4\)"):
+    sentence = r"product must be a contiguous torch.float32 \(2, 4\), got torch.float32 \(1, 4\) with strides \(4, 1\)"
+    with pytest.raises(ValueError, match=sentence):
         swiglu_backward(gate, cache, product=gate[:1])

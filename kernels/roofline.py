@@ -1,6 +1,7 @@
-"""What each kernel must move and multiply at least, and the times that follow: the yardstick of `kernels/bench.py`.
+"""Rooflines: the bytes a kernel must move and the FLOPs it must compute at least, and the time that follows from them.
 
-N tokens of D channels in elements of b bytes; an array that is read counts once, one that is written counts once.
+`kernels/bench.py` compares measured times with this time. N tokens of D channels in elements of b bytes; an array counts
+once if it is read, and once if it is written.
 
     kernel                 forward                          backward                               together
     rmsnorm                2bND      x; out                 3bND      dout, x; dx
@@ -13,10 +14,10 @@ N tokens of D channels in elements of b bytes; an array that is read counts once
     adamw                  4P        float32 gradients      30P       param, m, v r+w, grad, bfloat16 copy
     attention (causal)     2NTD FLOP: half of 4NTD          5NTD FLOP: five products, forward has two
 
-What is small beside these is left out: weights of norms, row statistics, tables of angles, token ids. adamw's "forward" is the norm
-of the gradient, its "backward" the update of P parameters. Where nothing stands under "together" it is the sum.
+Small terms are left out: weights of norms, row statistics, tables of angles, token ids. adamw's "forward" is the norm of the
+gradient, its "backward" the update of P parameters. An empty entry under "together" means the sum of the two.
 """
-from minillama.nn import count_params
+from minillama.report.plan import flops_per_token
 
 BANDWIDTH, MATMUL = 4.3e12, 790e12  # bytes/s and FLOP/s of an H200, fixed, so that runs on different days can be compared
 PEAK = 989e12  # FLOP/s: what MFU is counted against, bfloat16, H100 and H200
@@ -70,13 +71,13 @@ COUNTS = {
 }
 
 
-def floor(kernel, direction, shape, dtype):
-    """The least a kernel can do.
+def bytes_and_flops(kernel, direction, shape, dtype):
+    """What a kernel must spend at least.
 
     Args:
         kernel:    str    one of COUNTS
         direction: str    one of DIRECTIONS
-        shape:     dict   of the letters N, D, F, V, T, P; those the kernel does not have are ignored
+        shape:     dict   of the letters N, D, F, V, T, P; letters that the kernel does not use are ignored
         dtype:     str    one of BYTES
 
     Returns:
@@ -86,8 +87,8 @@ def floor(kernel, direction, shape, dtype):
     return dict(zip(DIRECTIONS, (forward, backward, both or tuple(map(sum, zip(forward, backward))))))[direction]
 
 
-def floor_ms(count, bandwidth=BANDWIDTH, matmul=MATMUL):
-    """Milliseconds that (bytes, FLOPs) take at these rates per second, memory and arithmetic overlapping perfectly."""
+def roofline_ms(count, bandwidth=BANDWIDTH, matmul=MATMUL):
+    """Milliseconds that (bytes, FLOPs) take at these rates per second, if memory and arithmetic overlap perfectly."""
     size, flops = count
     return 1e3 * max(size / bandwidth, flops / matmul)
 
@@ -95,18 +96,17 @@ def floor_ms(count, bandwidth=BANDWIDTH, matmul=MATMUL):
 def step_flops(config, seq_len):
     """FLOPs of training on one token, counted in both usual ways: {"causal", "full"}.
 
-    causal: 6 N + 6 L T D, N the entries of all matrices but the embedding: attention's lower triangle only, the work there is;
-    full:   6 N + 12 L T D: the whole square, as most published figures count.
+    "causal" counts the lower triangle of attention only (`minillama.plan.flops_per_token`); "full" adds the other half of the square,
+    6 L T D, as most published figures do.
     """
-    matrices = count_params(config) - config.vocab_size * config.dim
-    square = 12 * config.n_layers * seq_len * config.dim
-    return {"causal": 6 * matrices + square // 2, "full": 6 * matrices + square}
+    causal = flops_per_token(config, seq_len)
+    return {"causal": causal, "full": causal + 6 * config.n_layers * seq_len * config.dim}
 
 
 def model_gemms(config, tokens):
     """Matrix products of one forward of a model: a list of (times, M, K, N), with q, k, v merged and gate, up too.
 
-    Each comes back twice in backward: (M, N) x (N, K) for the input and (N, M) x (M, K) for the weight.
+    Backward has two products for each: (M, N) x (N, K) for the input and (N, M) x (M, K) for the weight.
     """
     D, F, L = config.dim, config.hidden_dim, config.n_layers
     return [(L, tokens, D, 3 * D), (L, tokens, D, D), (L, tokens, D, 2 * F), (L, tokens, F, D), (1, tokens, D, config.vocab_size)]
