@@ -135,6 +135,7 @@ def test_every_key_is_written_as_both_versions_of_transformers_read_it(folder):
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
         "add_eos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": 64,
+        "model_input_names": ["input_ids", "attention_mask"],
     }  # fmt: skip
     assert (folder / "tokenizer.model").read_bytes() == tokenizer().model
 
@@ -222,7 +223,7 @@ def test_greedy_text_is_that_of_transformers(folder):
     engine, ours = NumpyEngine(small().config, params=small().tensors, threads=1), tokenizer()
     for prompt in ("Tom has", "12+34=", "  in  the"):
         inputs = theirs(prompt, return_tensors="pt")
-        out = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=25, do_sample=False)[0].tolist()
+        out = model.generate(**inputs, max_new_tokens=25, do_sample=False)[0].tolist()
         start = ours.encode(prompt, bos=True)
         expected = start + list(generate(engine, start, 25, ours.eos_id, temperature=0))
         assert out[:len(expected)] == expected and out[len(expected):] in ([], [ours.eos_id])
@@ -294,6 +295,16 @@ def test_scores_decide_not_ids(tmp_path):
     assert any(other.encode(text) != tokenizer().encode(text) for text in texts)
     for text in texts:
         assert theirs(text)["input_ids"] == other.encode(text, bos=True) == back.encode(text, bos=True), text
+
+
+@pytest.mark.parametrize("names", [None, ["input_ids"]])
+def test_the_tokenizer_returns_what_its_configuration_names(names, copy):
+    """Exactly what `generate` takes. Without the key, version 4 adds token_type_ids; with another value, both versions follow it."""
+    if names:
+        edit(copy / "tokenizer_config.json", model_input_names=names)
+    inputs = transformers().AutoTokenizer.from_pretrained(copy)("Tom", return_tensors="pt")
+    assert list(inputs) == json.loads((copy / "tokenizer_config.json").read_text())["model_input_names"]
+    assert names or list(inputs) == ["input_ids", "attention_mask"]
 
 
 def test_without_the_option_only_special_names_differ(folder):

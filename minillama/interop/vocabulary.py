@@ -132,9 +132,14 @@ def to_tokenizer_json(data):
 
 
 def tokenizer_config(max_seq_len):
-    """tokenizer_config.json. The generic class is named on purpose: LlamaTokenizer would rebuild the merges, and wrongly."""
+    """tokenizer_config.json, as both versions of `transformers` read it.
+
+    It names the generic class, because LlamaTokenizer would rebuild the merges in the wrong order. It also names what the tokenizer
+    returns: the generic class of version 4 adds token_type_ids otherwise, and `model.generate` refuses them.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
