@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from interop_models import same, small, tokenizer
 
 from minillama import interop
 from minillama.errors import InputError
+from minillama.interop import meta
 from minillama.interop.meta import meta_name
 from minillama.interop.model import DTYPES
 
@@ -64,6 +66,35 @@ def test_parts_come_together(parts, folder):
     back = interop.read(folder)
     assert same(small(), back)
     assert f"{parts} file(s)" in back.about
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_part_is_inspected_and_then_opened_once(parts, folder, monkeypatch):
+    """However many tensors are read, and in whatever order."""
+    split(folder, parts)
+    calls, inspect, open_ = [], meta._inspect, torch.load
+    monkeypatch.setattr(meta, "_inspect", lambda path: calls.append(("inspected", path.name)) or inspect(path))
+    monkeypatch.setattr(torch, "load", lambda path, **options: calls.append((path.name, options)) or open_(path, **options))
+    back = interop.read(folder)
+    for name in [*list(back.tensors)[::-1], *back.tensors]:
+        assert np.array_equal(back.tensors[name], small().tensors[name])
+    safely = {"map_location": "cpu", "weights_only": True, "mmap": True}
+    files = [f"consolidated.{part:02d}.pth" for part in range(parts)]
+    assert calls == [call for file in files for call in (("inspected", file), (file, safely))]
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda path: os.truncate(path, 5000), r"consolidated\.01\.pth has changed while it was read"),
+    (lambda path: os.replace(shutil.copy(path, path.with_name("other")), path), "has changed while it was read"),
+    (lambda path: path.unlink(), "layers.1.wo cannot be read"),
+])  # fmt: skip
+def test_a_part_that_changes_after_it_was_opened_is_refused(change, message, folder):
+    split(folder)
+    back = interop.read(folder)
+    back.tensors["layers.1.wo"]
+    change(folder / "consolidated.01.pth")
+    with pytest.raises(InputError, match=message):
+        back.tensors["layers.1.wo"]
 
 
 class Bomb:

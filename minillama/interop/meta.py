@@ -91,8 +91,8 @@ def read(folder):
     if files != [f"consolidated.{part:02d}.pth" for part in range(max(len(files), 1))]:
         raise InputError(f"{folder} holds {', '.join(files) or 'no consolidated.00.pth'}: the parts must be 00, 01 ... with none missing")
     files = [inside(folder, name) for name in files]
-    parts = [_shapes(path) for path in files]
-    found = _joined(parts, folder)
+    parts = [_Part(path) for path in files]
+    found = _joined([part.shapes for part in parts], folder)
     path = inside(folder, "tokenizer.model")
     tokenizer = read_bytes(path, vocabulary.MAX_BYTES)
     pieces = vocabulary.read_pieces(tokenizer, path)
@@ -102,12 +102,12 @@ def read(folder):
     check_shapes({name: shape for name, (shape, _) in found.items()}, expected, folder)
 
     def load(name):
-        tensors = [_load(file)[meta_name(name)] for file in files]
+        tensors = [part.tensor(meta_name(name)) for part in parts]
         if len(shapes[name]) == 1:
             tensors = tensors[:1]                                # every part has all of the norm gains
         arrays = [tensor.detach().float().numpy() for tensor in tensors]
-        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
-        return ungrouped(name, whole, config.n_heads, n_kv_heads)
+        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
+        return ungrouped(name, joined, config.n_heads, n_kv_heads)
 
     shapes = param_shapes(config)
     dtypes = {dtype for _, dtype in found.values()}
@@ -160,12 +160,35 @@ def _joined(parts, folder):
     return joined
 
 
-def _shapes(path):
-    """name -> (shape, dtype) of one file, looked through before PyTorch opens it."""
-    _inspect(path)
+class _Part:
+    """One file of the model. It is inspected, opened once and checked; then its tensors stay mapped, as long as this object lives.
+
+    shapes: dict name -> (shape, dtype)
+    """
+
+    def __init__(self, path):
+        self._path, self._stamp = path, _stamp(path)
+        _inspect(path)
+        self._state = _load(path)
+        self.shapes = _shapes(self._state, path)
+
+    def tensor(self, name):
+        """A mapped tensor: its values are read from the file when they are used. Raises InputError where the file has changed."""
+        if _stamp(self._path) != self._stamp:                    # to read beyond the end of a mapped file would end the program
+            raise InputError(f"{self._path} has changed while it was read")
+        return self._state[name]
+
+
+def _stamp(path):
+    """What is another when a file was written to or replaced. Raises OSError where it is gone."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _shapes(state, path):
+    """name -> (shape, dtype) of what PyTorch found in a file. Raises InputError for anything but plain tensors of the file's size."""
     found, limit = {}, path.stat().st_size
     allowed = set(_torch_dtypes().values())
-    state = _load(path)
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
     for name, tensor in state.items():
@@ -180,7 +203,7 @@ def _shapes(path):
 
 
 def _load(path):
-    """The tensors of one file, mapped."""
+    """What one file holds, its tensors mapped: none of their values is in memory yet."""
     try:
         return _torch().load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:                                   # whatever PyTorch finds wrong with a file, in many types
