@@ -124,22 +124,23 @@ def new_path(path, flag="-o"):
 def inside(folder, name):
     """The path of a regular file in a folder, named by something that came from outside.
 
-    A link may point to a file beside it; or, from a snapshot in Hugging Face's cache, whose files all are links, to the blobs of its model.
+    A link may point to a file beside it. In a snapshot of Hugging Face's cache all files are links; there they may point to the blobs of
+    the model.
 
-    Raises InputError for a name that leaves the folder (`..`, another folder, a link that points out), and where no file is.
+    Raises InputError for a name that leaves the folder (`..`, another folder, a link that points out), and if there is no such file.
     """
     folder = Path(folder)
     if not isinstance(name, str) or not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise InputError(f"{folder} names a file {name!r}: only plain names of files beside it are read")
+        raise InputError(f"{folder}: a file name must be the plain name of a file in this folder, got {name!r:.80}")
     path = folder / name
     try:
         os.lstat(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError):                                # too long, or not to be written in UTF-8
-        raise InputError(f"{folder} names a file {name!r:.60}, which cannot be a name") from None
+    except (OSError, ValueError):                                # too long, or not possible in UTF-8
+        raise InputError(f"{folder}: a file name must be one that the system allows, got {name!r:.60}") from None
     if path.is_symlink() and _target(path).parent not in _homes(folder):
-        raise InputError(f"{path} is a link that leaves its folder, and is not followed: copy the file there")
+        raise InputError(f"{path} is a link that leaves its folder, which is not supported: copy the file there")
     if not path.is_file():
         raise InputError(f"{path} is not a file")
     return path
@@ -192,10 +193,10 @@ def read_json(path):
     except (ValueError, RecursionError) as error:                # UnicodeDecodeError is a ValueError
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object, but a {type(value).__name__}")
+        raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
 
 
 def write_json(path, value):
-    """Write a JSON file for people to read, too."""
+    """Write a JSON file that people can read, too."""
     Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -281,7 +281,7 @@ def test_a_broken_checkpoint_is_named(finished, tmp_path, capsys):
     for command in (["generate", tmp_path / "run"], ["eval", tmp_path / "run"], ["train", "--resume", "--out", tmp_path / "run"]):
         status, _, err = call(capsys, *command)
         assert status == 2
-        assert "step-000012/model.safetensors is not a whole safetensors file" in err
+        assert "step-000012/model.safetensors is not a complete safetensors file" in err
         assert err.count("\n") == 1
 
 

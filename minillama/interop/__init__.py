@@ -1,11 +1,11 @@
 """Models that come and go: Hugging Face directories, GGUF, llama2.c, Meta's files.
 
-    read(path)                         -> Model, its tensors read when they are asked for
-    write(path, model, to, dtype)      Model -> files, tensor by tensor, whole or not there
+    read(path)                         -> Model; a tensor is read when somebody asks for it
+    write(path, model, to, dtype)      Model -> files, tensor by tensor: all of them complete, or none
 
 model.py says what a Model is; a format is a module with `read` and `write`. What comes from outside is checked before it is used,
-and nothing in it is ever run; what is not LLaMA-1's (scaled RoPE, biases ...) is refused by its key. Key and value heads that query heads
-share are copied for each.
+and nothing in it is ever run. What LLaMA-1 does not have (scaled RoPE, biases ...) is refused, and the message names the key. Where
+several query heads share a key and a value head, each gets a copy. For users: README.md.
 """
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def format_of(path):
     if not path.is_file():
         raise InputError(f"{path} is neither a file nor a folder")
     if path.suffix in (".safetensors", ".pth", ".pt", ".json"):
-        raise InputError(f"{path} is a part of a model: give the folder it is in")
+        raise InputError(f"{path} is only one file of a model: give its folder")
     try:
         with open(path, "rb") as file:
             return "gguf" if path.suffix == ".gguf" or file.read(4) == b"GGUF" else "llama2c"
@@ -46,10 +46,10 @@ def format_of(path):
 
 
 def read(path):
-    """The Model at a path, whatever the format. Raises InputError for what is broken, unsafe, or not LLaMA-1."""
+    """The Model at a path, in any of the formats. Raises InputError for what is broken, unsafe, or not LLaMA-1."""
     return _module(format_of(path)).read(Path(path))
 
 
 def write(path, model, to, dtype="f32"):
-    """Write a Model to a path that does not exist yet. Raises InputError where it does, or the format cannot hold the model."""
+    """Write a Model to a path that does not exist yet. Raises InputError if it exists, or if the format cannot hold the model."""
     _module(to).write(new_path(path), model, dtype)

@@ -2,8 +2,9 @@
 
     file = "GGUF" version counts    keys and values    name, shape, type and offset of every tensor    the tensors, aligned to 32 bytes
 
-The rows of wq and wk are in memory's order (adjacent pairs); a shape is written backwards. The gguf package writes it. It is read here
-by hand, because the package's reader believes every count it finds. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+The rows of wq and wk have the same order as in memory (adjacent pairs); a shape is written backwards. The gguf package writes the file.
+The reader is written by hand, because the package's reader trusts every count that it finds.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 import mmap
 import struct
@@ -22,13 +23,13 @@ TYPES = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
 FILE_TYPES = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16}
 Q8_BLOCK, Q8_BYTES = 32, 34  # a block of Q8_0: one float16 scale and 32 signed bytes
 ALIGNMENT = 32
-MAX_COUNT = 1_000_000  # keys, tensors, or texts in a list: vocabularies that are refused for their size are read first
+MAX_COUNT = 1_000_000  # keys, tensors, or texts in a list; more than the largest vocabulary, which has its own message
 
 OUTSIDE = {"tok_embeddings": "token_embd.weight", "norm": "output_norm.weight", "output": "output.weight"}
 INSIDE = {
     "attention_norm": "attn_norm", "wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output",
     "ffn_norm": "ffn_norm", "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up",
-}  # fmt: skip
+}
 
 
 def gguf_name(name):
@@ -97,7 +98,7 @@ def read(path):
     def load(name):
         shape, kind, offset = infos[gguf_name("tok_embeddings" if tied and name == "output" else name)]
         dtype = next((DTYPES[dtype] for dtype, known in TYPES.items() if known == kind), np.dtype(np.uint8))
-        # mapped anew for each tensor, so that no more of the file than that is in memory
+        # mapped again for each tensor, so that only this tensor is in memory
         data = np.memmap(path, dtype, "r", offset, (_size(shape, kind) // dtype.itemsize,))
         if kind == Type.Q8_0:
             data = dequantize(data.reshape(shape[0], -1), kind)
@@ -116,21 +117,21 @@ def _size(shape, kind):
 
 
 def _read_config(settings):
-    """(ModelConfig, key and value heads) of the keys, every key that would change the function looked at."""
-    settings.only("general.architecture", ("llama",), "and only 'llama' is read")
-    settings.only("split.count", (0, 1), "and only files in one piece are read")
-    settings.only("llama.expert_count", (0,), "and LLaMA-1 has no experts")
+    """(ModelConfig, key and value heads) of the keys. Every key that could change the function is checked."""
+    settings.only("general.architecture", ("llama",), "'llama'")
+    settings.only("split.count", (0, 1), "0 or 1", "a model in several files is not supported")
+    settings.only("llama.expert_count", (0,), "0", "LLaMA-1 has no experts")
     dim, n_heads = settings.integer("llama.embedding_length"), settings.integer("llama.attention.head_count")
     n_kv_heads = settings.divisor("llama.attention.head_count_kv", n_heads, n_heads)
     for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
-        settings.only(key, (dim // n_heads,), f"and LLaMA-1's is embedding_length / head_count = {dim // n_heads}")
-    settings.only("llama.rope.scaling.type", ("none",), "and LLaMA-1's RoPE is not scaled")
+        settings.only(key, (dim // n_heads,), f"embedding_length / head_count = {dim // n_heads}")
+    settings.only("llama.rope.scaling.type", ("none",), "'none'", "LLaMA-1's RoPE is not scaled")
     for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear", "llama.rope.scaling.attn_factor"):
-        settings.only(key, (0, 1), "and LLaMA-1's RoPE is not scaled")
+        settings.only(key, (0, 1), "0 or 1", "LLaMA-1's RoPE is not scaled")
     tokens = settings.values.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise InputError(f"{settings.where} has no tokenizer.ggml.tokens")
-    settings.only("llama.vocab_size", (len(tokens),), f"and tokenizer.ggml.tokens has {len(tokens)}")
+    settings.only("llama.vocab_size", (len(tokens),), f"{len(tokens)}, the number of tokenizer.ggml.tokens")
     config = config_for(
         settings.where,
         settings.integer("llama.feed_forward_length"),
@@ -152,11 +153,11 @@ def _shortest(value):
 
 def _read_tokenizer(keys, config, path):
     """The bytes of a `.model` from the lists of pieces, scores and kinds."""
-    settings, ours = Settings(keys, path), "and LLaMA-1's is SentencePiece with a space before every text"
-    settings.only("tokenizer.ggml.model", ("llama",), ours)
-    settings.only("tokenizer.ggml.add_space_prefix", (True,), ours)
-    settings.only("tokenizer.ggml.remove_extra_whitespaces", (False,), ours)
-    settings.only("tokenizer.ggml.precompiled_charsmap", (), ours)
+    settings = Settings(keys, path)
+    settings.only("tokenizer.ggml.model", ("llama",), "'llama'", "LLaMA-1's tokenizer is SentencePiece")
+    settings.only("tokenizer.ggml.add_space_prefix", (True,), "true", "LLaMA-1's tokenizer puts a space before every text")
+    settings.only("tokenizer.ggml.remove_extra_whitespaces", (False,), "false", "LLaMA-1's tokenizer keeps every space")
+    settings.only("tokenizer.ggml.precompiled_charsmap", (), "absent", "LLaMA-1's tokenizer replaces no characters")
     tokens = keys["tokenizer.ggml.tokens"]
     lists = {key: keys.get(f"tokenizer.ggml.{key}") for key in ("scores", "token_type")}
     for key, values in lists.items():
@@ -165,7 +166,7 @@ def _read_tokenizer(keys, config, path):
     pieces = list(zip(tokens, (float(score) for score in lists["scores"]), (int(kind) for kind in lists["token_type"])))
     normal = {score for _, score, kind in pieces if kind == vocabulary.NORMAL}
     if len(normal) == 1 and vocabulary.merges(pieces):
-        raise InputError(f"{path}: tokenizer.ggml.scores are all {normal.pop():g}: without them text cannot be cut as the model learned it")
+        raise InputError(f"{path}: tokenizer.ggml.scores must differ, got {normal.pop():g} for all: they decide how text is cut")
     return vocabulary.checked(vocabulary.from_pieces(pieces, path), config.vocab_size, path)
 
 
@@ -174,7 +175,7 @@ STRING, ARRAY = 8, 9
 
 
 class _Cursor:
-    """Reads one value after the other, never beyond the end: struct.error where one would be."""
+    """Reads one value after the other, and raises struct.error instead of reading beyond the end."""
 
     def __init__(self, data):
         self.data, self.position = data, 0
@@ -186,7 +187,7 @@ class _Cursor:
 
     def bytes(self, size):
         if size > len(self.data) - self.position:
-            raise struct.error(f"{size} bytes are announced at byte {self.position}, and {len(self.data) - self.position} are left")
+            raise struct.error(f"after byte {self.position} there must be {size} bytes, got {len(self.data) - self.position}")
         self.position += size
         return self.data[self.position - size:self.position]
 
@@ -200,18 +201,18 @@ class _Cursor:
             inner, count = self.take("I"), self.take("Q")
             if inner == STRING:
                 self.check(count)
-                return [self.string() for _ in range(count)]     # each takes 8 bytes at least: the file's end stops it
+                return [self.string() for _ in range(count)]     # each takes at least 8 bytes: the end of the file stops it
             letter = self._letter(inner)
             return np.frombuffer(self.bytes(count * struct.calcsize(f"<{letter}")), f"<{np.dtype(letter).str[1:]}")
         return self.take(self._letter(kind))
 
     def check(self, count):
         if count > MAX_COUNT:
-            raise ValueError(f"it announces {count} entries at byte {self.position}, and at most {MAX_COUNT} are read")
+            raise ValueError(f"a count must be at most {MAX_COUNT}, got {count} before byte {self.position}")
 
     def _letter(self, kind):
         if kind not in SCALARS:
-            raise ValueError(f"a value of kind {kind} at byte {self.position}")
+            raise ValueError(f"the kind of value {kind}, before byte {self.position}, is not supported")
         return SCALARS[kind]
 
 
@@ -223,54 +224,56 @@ def _read_header(path):
     except InputError:
         raise
     except (struct.error, ValueError) as error:                  # an empty file cannot be mapped: ValueError
-        raise InputError(f"{path} is not a whole GGUF file: {error}") from None
+        raise InputError(f"{path} is not a complete GGUF file: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _parse(cursor, path):
     if cursor.bytes(4) != b"GGUF":
-        raise ValueError("it does not start with GGUF")
+        raise ValueError("it must start with GGUF")
     version = cursor.take("I")
     if version not in (2, 3):
-        raise ValueError(f"its version is {version}, and 2 and 3 are read")
+        raise ValueError(f"its version must be 2 or 3, got {version}")
     n_tensors, n_keys = cursor.take("QQ")
     cursor.check(max(n_tensors, n_keys))
     keys, infos = {}, {}
     for _ in range(n_keys):
         key = cursor.string()
         if key in keys:
-            raise ValueError(f"it has the key {key} twice")
+            raise ValueError(f"it has the key {key!r:.80} twice")
         keys[key] = cursor.value(cursor.take("I"))
     for _ in range(n_tensors):
         name, dimensions = cursor.string(), cursor.take("I")
-        if not 1 <= dimensions <= 4 or name in infos:
-            raise ValueError(f"the tensor {name!r:.60} has {dimensions} dimensions, or stands there twice")
+        if name in infos:
+            raise ValueError(f"it has the tensor {name!r:.60} twice")
+        if not 1 <= dimensions <= 4:
+            raise ValueError(f"the tensor {name!r:.60} must have 1 to 4 dimensions, got {dimensions}")
         shape = tuple(cursor.take("Q") for _ in range(dimensions))[::-1]
-        infos[name] = shape, _type(cursor.take("I"), name, shape), cursor.take("Q")
+        infos[name] = shape, _type(cursor.take("I"), name, shape, path), cursor.take("Q")
     align = keys.get("general.alignment", ALIGNMENT)
     if not isinstance(align, int) or align < 8 or align & (align - 1):
-        raise ValueError(f"general.alignment is {align!r:.60}")
+        raise ValueError(f"general.alignment must be a power of two of at least 8, got {align!r:.60}")
     start = end = cursor.position + -cursor.position % align
     for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
         if start + offset != end:
-            raise ValueError(f"the tensor {name!r:.60} is at byte {start + offset}, not at {end}, where the one before it ends")
+            raise ValueError(f"the tensor {name!r:.60} must start at byte {end}, where the one before it ends, got {start + offset}")
         infos[name] = shape, kind, end
         last = end + _size(shape, kind)
         end = last + -last % align
     if infos and not last <= len(cursor.data) <= end:
-        raise ValueError(f"its tensors end at byte {last}, and it has {len(cursor.data)} bytes")
+        raise ValueError(f"its size must be {last} to {end} bytes, as its tensors say, got {len(cursor.data)}")
     return keys, infos
 
 
-def _type(number, name, shape):
-    """The type of a tensor, if it is one that is read."""
+def _type(number, name, shape, path):
+    """The type of a tensor. Raises InputError for a type that is not supported."""
     try:
         kind = Type(number)
     except ValueError:
-        raise ValueError(f"{name!r:.60} is quantised in a way that has no name: {number}") from None
+        raise ValueError(f"the type of {name!r:.60} must be one that GGUF defines, got {number}") from None
     if kind not in (*TYPES.values(), Type.Q8_0):
-        raise InputError(f"{name!r:.60} is of type {kind.name}, and only F32, F16, BF16 and Q8_0 are read")
+        raise InputError(f"{path}: {name!r:.60} must be F32, F16, BF16 or Q8_0, got {kind.name}")
     if kind == Type.Q8_0 and shape[-1] % Q8_BLOCK:
-        raise ValueError(f"{name!r:.60} is in blocks of {Q8_BLOCK}, and its rows have {shape[-1]} values")
+        raise ValueError(f"the rows of {name!r:.60} must be a multiple of {Q8_BLOCK} values long, got {shape[-1]}")
     return kind

@@ -5,8 +5,8 @@
     tokenizer.model                                 SentencePiece, which llama.cpp's converter and Meta's code read
     tokenizer.json tokenizer_config.json            the same for `transformers`, see vocabulary.py
 
-Two things are not as in memory: the names, and the order of the rows of `wq` and `wk`. LLaMA-1 rotates adjacent channels
-(x0, x1), (x2, x3) ...; `transformers` rotates channel j with j + Dh/2. The same rows in another order are the same function:
+Two things differ from memory: the names, and the order of the rows of `wq` and `wk`. LLaMA-1 rotates adjacent channels
+(x0, x1), (x2, x3) ...; `transformers` rotates channel j with j + Dh/2. With its rows in the other order it is the same function:
 
     file:    x0 x2 x4 ... x1 x3 x5 ...     of every head          memory:    x0 x1 x2 x3 ...
 
@@ -38,7 +38,7 @@ INSIDE = {
     "attention_norm": "input_layernorm", "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj",
     "wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "w1": "mlp.gate_proj", "w2": "mlp.down_proj", "w3": "mlp.up_proj",
-}  # fmt: skip
+}
 
 
 def hf_name(name):
@@ -92,9 +92,9 @@ def fill(folder, model, dtype="f32"):
 
 
 def config_json(config, pieces, dtype):
-    """config.json: every key that some version of `transformers` or llama.cpp reads, in the types they insist on.
+    """config.json: every key that some version of `transformers` or llama.cpp reads, in the types that they require.
 
-    The base of RoPE stands twice: version 4 reads rope_theta alone, version 5 prefers rope_parameters; so does the dtype.
+    The base of RoPE is written twice: version 4 reads only rope_theta, version 5 prefers rope_parameters. So is the dtype.
     """
     ids = vocabulary.special_ids(pieces)
     return {
@@ -146,12 +146,12 @@ def write_weights(folder, model, dtype):
 
 
 def write_safetensors(path, entries, dtype="f32"):
-    """A safetensors file, tensor by tensor (the library's own writer wants all of them in memory at once).
+    """Write a safetensors file, tensor by tensor (the library's own writer needs all of them in memory at once).
 
-        file = length of the header, 8 bytes    header, JSON padded with spaces to 8 bytes    the tensors, one behind the other
+        file = length of the header, 8 bytes    header, JSON padded with spaces to 8 bytes    the tensors, one after the other
 
     Args:
-        entries: list of (name, shape, read)    read() gives the array when its turn comes
+        entries: list of (name, shape, read)    read() gives the array when it is written
     """
     header, end = {"__metadata__": {"format": "pt"}}, 0          # transformers 4 refuses a file that does not say "pt"
     for name, shape, _ in entries:
@@ -186,7 +186,7 @@ def read_weights(folder):
     for file in files:
         inner = tensors_in(file)
         if twice := found.keys() & inner.keys():
-            raise InputError(f"{file} holds {min(twice)}, which {found[min(twice)][0].name} holds, too")
+            raise InputError(f"{file}: {min(twice)} must be in one file only, and {found[min(twice)][0].name} has it, too")
         found |= inner
     found = {name: entry for name, entry in found.items() if not name.endswith(".rotary_emb.inv_freq")}  # old files; a function of theta
     head_is_copy = tied and hf_name("output") not in found
@@ -206,7 +206,7 @@ def read_weights(folder):
     def load_tied():
         embedding = load("tok_embeddings")
         if not head_is_copy and not np.array_equal(load_tensor(found[hf_name("output")][0], hf_name("output")), embedding):
-            raise InputError(f"{path}: tie_word_embeddings is true, and {hf_name('output')} is not {hf_name('tok_embeddings')}")
+            raise InputError(f"{path}: tie_word_embeddings must be false, got True: {hf_name('output')} differs from the embedding")
         return embedding
 
     codes = {code for _, _, code in found.values()}
@@ -215,23 +215,22 @@ def read_weights(folder):
 
 
 def _read_config(settings):
-    """(ModelConfig, whether the head is the embedding, key and value heads) of config.json, every key that would change the function
-    looked at."""
-    ours = "and only LLaMA-1's own is read"
+    """(ModelConfig, whether the head is the embedding, key and value heads) of config.json. Every key that could change the function is
+    checked."""
     values, where = settings.values, settings.where
     if values.get("model_type") != "llama":
-        raise InputError(f"{where}: model_type is {values.get('model_type')!r}, and only 'llama' is read")
-    settings.only("architectures", (["LlamaForCausalLM"], ["LLaMAForCausalLM"]), ours)
-    settings.only("hidden_act", ("silu", "swish"), "and LLaMA-1's is silu")
-    settings.only("attention_bias", (False,), "and LLaMA-1 has no biases")
-    settings.only("mlp_bias", (False,), "and LLaMA-1 has no biases")
-    settings.only("quantization_config", (), "and only float32, float16 and bfloat16 are read")
-    settings.only("tie_word_embeddings", (True, False), "and must be true or false")
-    settings.only("sliding_window", (), "and LLaMA-1 attends to all that came before")
-    settings.only("partial_rotary_factor", (1, 1.0), "and LLaMA-1 rotates all channels")
+        raise InputError(f"{where}: model_type must be 'llama', got {values.get('model_type')!r:.80}")
+    settings.only("architectures", (["LlamaForCausalLM"], ["LLaMAForCausalLM"]), "['LlamaForCausalLM']")
+    settings.only("hidden_act", ("silu", "swish"), "'silu'")
+    settings.only("attention_bias", (False,), "false", "LLaMA-1 has no biases")
+    settings.only("mlp_bias", (False,), "false", "LLaMA-1 has no biases")
+    settings.only("quantization_config", (), "absent", "only float32, float16 and bfloat16 are supported")
+    settings.only("tie_word_embeddings", (True, False), "true or false")
+    settings.only("sliding_window", (), "absent", "LLaMA-1 attends to all earlier positions")
+    settings.only("partial_rotary_factor", (1, 1.0), "1", "LLaMA-1 rotates all channels")
     dim, n_heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     n_kv_heads = settings.divisor("num_key_value_heads", n_heads, n_heads)
-    settings.only("head_dim", (dim // n_heads,), f"and LLaMA-1's is hidden_size / num_attention_heads = {dim // n_heads}")
+    settings.only("head_dim", (dim // n_heads,), f"hidden_size / num_attention_heads = {dim // n_heads}")
     config = config_for(
         where,
         settings.integer("intermediate_size"),
@@ -256,16 +255,16 @@ def _rope_theta(settings):
         if inner is None:
             continue
         if not isinstance(inner, dict):
-            raise InputError(f"{settings.where}: {key} is {inner!r:.60}, and must be an object")
+            raise InputError(f"{settings.where}: {key} must be an object, got {inner!r:.60}")
         inner = Settings(inner, f"{settings.where}: {key}")
         for kind in ("rope_type", "type"):
-            inner.only(kind, ("default",), "and LLaMA-1's RoPE is not scaled")
-        inner.only("factor", (1, 1.0), "and LLaMA-1's RoPE is not scaled")
-        inner.only("partial_rotary_factor", (1, 1.0), "and LLaMA-1 rotates all channels")
+            inner.only(kind, ("default",), "'default'", "LLaMA-1's RoPE is not scaled")
+        inner.only("factor", (1, 1.0), "1", "LLaMA-1's RoPE is not scaled")
+        inner.only("partial_rotary_factor", (1, 1.0), "1", "LLaMA-1 rotates all channels")
         if inner.values.get("rope_theta") is not None:
             thetas.add(inner.number("rope_theta"))
     if len(thetas) > 1:
-        raise InputError(f"{settings.where}: rope_theta is {min(thetas):g} in one place and {max(thetas):g} in another")
+        raise InputError(f"{settings.where}: rope_theta must be the same everywhere, got {min(thetas):g} and {max(thetas):g}")
     return thetas.pop() if thetas else 10000.0
 
 
@@ -276,11 +275,11 @@ def _weight_files(folder):
     if (folder / INDEX).exists():
         weight_map = read_json(inside(folder, INDEX)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
-            raise InputError(f"{folder / INDEX} has no weight_map of tensors to files")
+            raise InputError(f"{folder / INDEX}: weight_map must be an object of tensor names and file names, got {weight_map!r:.60}")
         return [inside(folder, file) for file in sorted(set(weight_map.values()))]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
     if pickles:
-        raise InputError(f"{folder} has no {WEIGHTS} but {pickles[0]}, a pickle, which can run code: only safetensors are read")
+        raise InputError(f"{folder} must have a {WEIGHTS}, got {pickles[0]}: that is a pickle, which can run code and is not supported")
     raise InputError(f"{folder / WEIGHTS} does not exist")
 
 
@@ -292,22 +291,22 @@ def open_safetensors(path):
         raise InputError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:120]
-        raise InputError(f"{path} is not a whole safetensors file ({reason}): only safetensors are read, never pickle") from None
+        raise InputError(f"{path} is not a complete safetensors file ({reason}): only safetensors are read, never pickle") from None
 
 
 def tensors_in(path):
     """What a safetensors file holds: dict name -> (path, shape, the format's code of its dtype). Raises InputError."""
     with open_safetensors(path) as file:
-        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — it is no dict
+        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — it is not a dict
         found = {name: (path, tuple(view.get_shape()), view.get_dtype()) for name, view in views.items()}
     for name, (_, _, code) in found.items():
         if code not in CODES.values():
-            raise InputError(f"{path}: {name} is {code}, and only {', '.join(CODES.values())} are read")
+            raise InputError(f"{path}: {name} is {code}, and only {', '.join(CODES.values())} are supported")
     return found
 
 
 def load_tensor(path, name):
-    """One tensor. The file is mapped anew for each, so that no more of it than that is in memory."""
+    """One tensor. The file is mapped again for each, so that only this tensor is in memory."""
     try:
         with open_safetensors(path) as file:
             return file.get_tensor(name)
@@ -316,7 +315,7 @@ def load_tensor(path, name):
 
 
 def read_tokenizer(folder, vocab_size):
-    """The bytes of a `.model`: tokenizer.model where it is, else rebuilt from tokenizer.json."""
+    """The bytes of a `.model`: those of tokenizer.model if it exists, else rebuilt from tokenizer.json."""
     for name, rebuild in (("tokenizer.model", lambda data, path: data), ("tokenizer.json", vocabulary.from_tokenizer_json)):
         if os.path.lexists(folder / name):
             path = inside(folder, name)

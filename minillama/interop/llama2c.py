@@ -1,11 +1,13 @@
 """llama2.c's files: model.bin in its version 0, and tokenizer.bin, for run.c.
 
-    model.bin = dim hidden_dim n_layers n_heads n_kv_heads vocab_size max_seq_len, 7 int32; vocab_size is negative for a head of its own
-                then float32: tok_embeddings   attention_norm of all layers   wq of all   wk   wv   wo   ffn_norm   w1   w2   w3   norm
-                cos and sin of RoPE, (max_seq_len, Dh/2) each, which run.c passes over   output, where it is not the embedding
+    model.bin = dim hidden_dim n_layers n_heads n_kv_heads vocab_size max_seq_len, 7 int32; vocab_size is negative if the head is not
+                the embedding; then float32: tok_embeddings   attention_norm of all layers   wq of all   wk   wv   wo   ffn_norm
+                w1   w2   w3   norm   cos and sin of RoPE, (max_seq_len, Dh/2) each, which run.c skips   output, if it is not the embedding
 
-run.c computes with norm_eps 1e-5 and rope_theta 10000, whatever the model was trained with: the file does not hold them.
-https://github.com/karpathy/llama2.c.
+    run model.bin -z tokenizer.bin             run is the compiled run.c; without -z it takes the tokenizer.bin of the current folder
+
+run.c always computes with norm_eps 1e-5 and rope_theta 10000: the file does not hold them. It stops at <s>, its BOS, not at </s>: after
+</s> it goes on writing, until the number of steps or a <s>. https://github.com/karpathy/llama2.c.
 """
 import math
 import os
@@ -41,9 +43,9 @@ def write(path, model, dtype="f32"):
     """
     config = model.config
     if dtype != "f32":
-        raise InputError(f"--dtype is {dtype}, and llama2.c's version 0 is float32")
+        raise InputError(f"--dtype must be f32 for llama2.c, got {dtype}")
     if config.rope_theta != ROPE_THETA:
-        raise InputError(f"rope_theta is {config.rope_theta:g}, and llama2.c computes with {ROPE_THETA:g}")
+        raise InputError(f"rope_theta must be {ROPE_THETA:g} for llama2.c, got {config.rope_theta:g}")
     tokenizer = vocabulary.to_tokenizer_bin(model.tokenizer)
     with atomic(path, parents=True) as making:
         making.mkdir()
@@ -68,23 +70,23 @@ def read(path):
             dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = HEADER.unpack(file.read(HEADER.size))
             size = os.fstat(file.fileno()).st_size
     except struct.error:
-        raise InputError(f"{path} is not a model of llama2.c: it has less than the {HEADER.size} bytes of a header") from None
+        raise InputError(f"{path} is not a model of llama2.c: it must have a header of {HEADER.size} bytes") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     if dim == VERSIONED:
-        raise InputError(f"{path} is version {hidden_dim} of llama2.c's format, and only version 0 is read")
+        raise InputError(f"{path}: the version of llama2.c's format must be 0, got {hidden_dim}")
     numbers = (dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), max_seq_len)
     if min(numbers) < 1:
-        raise InputError(f"{path} is not a model of llama2.c: its header says {', '.join(map(str, numbers))}")
+        raise InputError(f"{path} is not a model of llama2.c: its header must hold numbers from 1, got {', '.join(map(str, numbers))}")
     tied = vocab_size > 0
     expected = HEADER.size + 4 * (
         2 * dim * abs(vocab_size) // (1 + tied) + dim + max_seq_len * (dim // n_heads)
         + n_layers * (2 * dim * dim + 2 * dim * (dim // n_heads * n_kv_heads) + 3 * dim * hidden_dim + 2 * dim)
-    )  # fmt: skip
-    if size != expected:                                         # before a false number of layers is worked through
-        raise InputError(f"{path} is not a whole model of llama2.c: it has {size} bytes, and its header makes {expected}")
+    )
+    if size != expected:                                         # checked first: a false number of layers would take very long
+        raise InputError(f"{path} is not a complete model of llama2.c: its header says {expected} bytes, got {size}")
     if n_heads % n_kv_heads:
-        raise InputError(f"{path}: n_kv_heads is {n_kv_heads}, and must divide the {n_heads} attention heads")
+        raise InputError(f"{path}: n_kv_heads must divide the {n_heads} attention heads, got {n_kv_heads}")
     shape = dict(dim=dim, n_layers=n_layers, n_heads=n_heads, vocab_size=abs(vocab_size), max_seq_len=max_seq_len)
     config = config_for(path, hidden_dim, norm_eps=NORM_EPS, rope_theta=ROPE_THETA, **shape)
     shapes, starts, position = param_shapes(config), {}, HEADER.size

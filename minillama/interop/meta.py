@@ -1,8 +1,8 @@
 """Meta's own files: params.json, consolidated.00.pth, tokenizer.model. The one format that is a pickle.
 
-A pickle is a program. Before PyTorch opens one here, its instructions are read without being run, and what is not needed to name
-tensors is refused; then PyTorch is asked for tensors only (`weights_only`). The larger models come in several files, each with a
-part of every matrix.
+A pickle is a program. Before PyTorch opens one, its instructions are read here without being run, and a file that calls anything but
+what rebuilds tensors is refused; then PyTorch is asked for tensors only (`weights_only`). The larger models come in several files,
+each with a part of every matrix.
 """
 import pickletools
 import struct
@@ -19,15 +19,15 @@ from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_
 
 OUTSIDE = {"tok_embeddings": "tok_embeddings.weight", "norm": "norm.weight", "output": "output.weight"}
 INSIDE = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
-          "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}  # fmt: skip
-BY_COLUMNS = ("tok_embeddings", "wo", "w2")  # of the parts in several files; the other matrices are cut by rows
+          "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}
+BY_COLUMNS = ("tok_embeddings", "wo", "w2")  # cut by columns, if there are several parts; the other matrices are cut by rows
 CONTEXT = 2048  # LLaMA-1's: the files do not say
 MAX_PICKLE = 10_000_000  # bytes of the pickle alone: names and shapes, no numbers
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")  # the instructions that fetch something to call
 ALLOWED = {
     "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
     "torch FloatStorage", "torch HalfStorage", "torch BFloat16Storage",
-}  # fmt: skip
+}
 
 
 def meta_name(name):
@@ -42,14 +42,14 @@ def _torch():
     try:
         import torch
     except ImportError:
-        raise InputError("Meta's format needs PyTorch, which is not installed here: the other formats do without it") from None
+        raise InputError("Meta's format needs PyTorch, which is not installed here: the other formats do not need it") from None
     return torch
 
 
 def write(path, model, dtype="f32"):
     """Write a folder with the three files.
 
-    PyTorch saves all tensors in one call, so they are laid out in a file beside it first, one at a time, and mapped from there.
+    PyTorch saves all tensors in one call. So they are first written to a file beside it, one at a time, and mapped from there.
     """
     torch, config, shapes = _torch(), model.config, param_shapes(model.config)
     with atomic(path, parents=True) as making:
@@ -59,7 +59,7 @@ def write(path, model, dtype="f32"):
             "dim": config.dim, "multiple_of": config.multiple_of, "n_heads": config.n_heads, "n_layers": config.n_layers,
             "norm_eps": config.norm_eps, "vocab_size": -1,
             **({} if config.rope_theta == 10000.0 else {"rope_theta": config.rope_theta}),
-        })  # fmt: skip
+        })
         plain = making / "tensors"
         with open(plain, "wb") as file:
             for name in shapes:
@@ -84,15 +84,15 @@ def _torch_dtypes():
 # ---------------------------------------------------------------------------------------------------------------------- reading
 
 def read(folder):
-    """The Model of a folder of Meta's. Raises InputError for what is broken, unsafe, or not LLaMA-1."""
+    """The Model of Meta's three files in a folder. Raises InputError for what is broken, unsafe, or not LLaMA-1."""
     folder = Path(folder)
     settings = Settings(read_json(inside(folder, "params.json")), folder / "params.json")
     files = sorted(path.name for path in folder.glob("consolidated.*.pth"))
     if files != [f"consolidated.{part:02d}.pth" for part in range(max(len(files), 1))]:
-        raise InputError(f"{folder} holds {', '.join(files) or 'no consolidated.00.pth'}: the parts must be 00, 01 ... with none missing")
+        raise InputError(f"{folder}: the parts must be consolidated.00.pth, 01 ... without a gap, got {', '.join(files) or 'none'}")
     files = [inside(folder, name) for name in files]
-    parts = [_shapes(path) for path in files]
-    found = _joined(parts, folder)
+    parts = [_Part(path) for path in files]
+    found = _joined([part.shapes for part in parts], folder)
     path = inside(folder, "tokenizer.model")
     tokenizer = read_bytes(path, vocabulary.MAX_BYTES)
     pieces = vocabulary.read_pieces(tokenizer, path)
@@ -102,12 +102,12 @@ def read(folder):
     check_shapes({name: shape for name, (shape, _) in found.items()}, expected, folder)
 
     def load(name):
-        tensors = [_load(file)[meta_name(name)] for file in files]
+        tensors = [part.tensor(meta_name(name)) for part in parts]
         if len(shapes[name]) == 1:
             tensors = tensors[:1]                                # every part has all of the norm gains
         arrays = [tensor.detach().float().numpy() for tensor in tensors]
-        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
-        return ungrouped(name, whole, config.n_heads, n_kv_heads)
+        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=_axis(name))
+        return ungrouped(name, joined, config.n_heads, n_kv_heads)
 
     shapes = param_shapes(config)
     dtypes = {dtype for _, dtype in found.values()}
@@ -117,17 +117,16 @@ def read(folder):
 
 
 def _axis(name):
-    """Along which a matrix is cut, by Meta's name or ours."""
+    """The axis along which a matrix is cut, by Meta's name or ours."""
     return 1 if name.removesuffix(".weight").split(".")[-1] in BY_COLUMNS else 0
 
 
 def _read_config(settings, found, n_pieces):
-    ours = "and LLaMA-1 has not"
-    settings.only("vocab_size", (-1, n_pieces), f"and the tokenizer has {n_pieces} pieces")
-    settings.only("use_scaled_rope", (False,), ours)
-    settings.only("quantization_args", (), ours)
-    settings.only("lora_args", (), ours)
-    settings.only("moe_args", (), ours)
+    """ModelConfig of params.json and the shape of w1. Every key that could change the function is checked."""
+    settings.only("vocab_size", (-1, n_pieces), f"-1 or {n_pieces}, the number of pieces of the tokenizer")
+    settings.only("use_scaled_rope", (False,), "false", "LLaMA-1's RoPE is not scaled")
+    for key in ("quantization_args", "lora_args", "moe_args"):
+        settings.only(key, (), "absent", "LLaMA-1 has none")
     w1 = meta_name("layers.0.w1")
     if w1 not in found or len(found[w1][0]) != 2:
         raise InputError(f"{settings.where.parent} has no matrix {w1}")
@@ -145,46 +144,70 @@ def _read_config(settings, found, n_pieces):
 
 
 def _joined(parts, folder):
-    """name -> (shape, dtype) of the whole tensors."""
+    """name -> (shape, dtype) of the joined tensors. Raises InputError where the parts do not fit together."""
     joined = {}
     for name, (shape, dtype) in parts[0].items():
         if any(part.get(name) != (shape, dtype) for part in parts):
-            raise InputError(f"{folder}: {name} is not the same in all {len(parts)} parts")
+            raise InputError(f"{folder}: {name} must be in all {len(parts)} parts, with the same shape and dtype")
         if len(shape) == 2:
             shape = tuple(size * (len(parts) if axis == _axis(name) else 1) for axis, size in enumerate(shape))
         joined[name] = shape, dtype
     for part in parts[1:]:
         for name in part:
             if name not in joined:
-                raise InputError(f"{folder}: {name} is not in all {len(parts)} parts")
+                raise InputError(f"{folder}: {name!r:.60} must be in all {len(parts)} parts")
     return joined
 
 
-def _shapes(path):
-    """name -> (shape, dtype) of one file, looked through before PyTorch opens it."""
-    _inspect(path)
+class _Part:
+    """One file of the model. It is inspected, opened once and checked; then its tensors stay mapped, as long as this object lives.
+
+    shapes: dict name -> (shape, dtype)
+    """
+
+    def __init__(self, path):
+        self._path, self._stamp = path, _stamp(path)
+        _inspect(path)
+        self._state = _load(path)
+        self.shapes = _shapes(self._state, path)
+
+    def tensor(self, name):
+        """A mapped tensor: its values are read from the file when they are used. Raises InputError where the file has changed."""
+        if _stamp(self._path) != self._stamp:                    # to read beyond the end of a mapped file would end the program
+            raise InputError(f"{self._path} has changed while it was read")
+        return self._state[name]
+
+
+def _stamp(path):
+    """What is another when a file was written to or replaced. Raises OSError where it is gone."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _shapes(state, path):
+    """name -> (shape, dtype) of what PyTorch found in a file. Raises InputError for anything but plain tensors of the file's size."""
     found, limit = {}, path.stat().st_size
     allowed = set(_torch_dtypes().values())
-    state = _load(path)
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+        raise InputError(f"{path} must hold a dictionary of tensors, got {type(state).__name__}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, _torch().Tensor) or tensor.dtype not in allowed:
-            raise InputError(f"{path}: {name!r:.60} is not a tensor of float32, float16 or bfloat16")
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise InputError(f"{path}: {name!r:.60} must be a tensor of float32, float16 or bfloat16, got {kind}")
         limit -= tensor.numel() * tensor.element_size()
         if limit < 0 or not tensor.is_contiguous():
-            raise InputError(f"{path}: {name!r:.60} is larger than what the file holds of it")
+            raise InputError(f"{path}: {name!r:.60} must not have more values than the file holds of it")
         if name != "rope.freqs":                                 # a function of theta, and computed here
             found[name] = tuple(tensor.shape), tensor.dtype
     return found
 
 
 def _load(path):
-    """The tensors of one file, mapped."""
+    """What one file holds, its tensors mapped: none of their values is in memory yet."""
     try:
         return _torch().load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:                                   # whatever PyTorch finds wrong with a file, in many types
-        raise InputError(f"{path} is not a whole file of tensors: {_first_line(error)}") from None
+    except Exception as error:                                   # PyTorch reports a broken file with many types of exceptions
+        raise InputError(f"{path} is not a complete file of tensors: {_first_line(error)}") from None
 
 
 def _first_line(error):
@@ -192,23 +215,23 @@ def _first_line(error):
 
 
 def _inspect(path):
-    """Refuse a file that is not a plain zip of storages, or whose pickle calls anything but what rebuilds a tensor."""
+    """Raises InputError for a file that is not a plain zip of storages, or whose pickle calls anything but what rebuilds a tensor."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
-                raise InputError(f"{path} is compressed, and PyTorch's files are not")
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise InputError(f"{path} announces more than it holds")
+                raise InputError(f"{path} is compressed, which is not supported: PyTorch's own files are not")
+            if (total := sum(entry.file_size for entry in entries)) > path.stat().st_size:
+                raise InputError(f"{path}: its entries must have at most the {path.stat().st_size} bytes of the file, got {total}")
             pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
-                raise InputError(f"{path} has not one pickle of names and shapes")
+                raise InputError(f"{path} must have exactly one data.pkl, of at most {MAX_PICKLE:,} bytes")
             for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
                 if opcode.name in CALLS and argument not in ALLOWED:
                     called = str(argument or opcode.name).replace(" ", ".")
-                    raise InputError(f"{path} is refused: its pickle calls {called}, and tensors need no such thing")
+                    raise InputError(f"{path} is refused: its pickle calls {called:.80}, which tensors do not need")
     except InputError:
         raise
     except (zipfile.BadZipFile, ValueError, KeyError, IndexError, EOFError, NotImplementedError, RuntimeError, OverflowError,
-            struct.error, OSError) as error:  # fmt: skip
-        raise InputError(f"{path} is not a whole file of PyTorch's: {_first_line(error)}") from None
+            struct.error, OSError) as error:
+        raise InputError(f"{path} is not a complete file of PyTorch's: {_first_line(error)}") from None

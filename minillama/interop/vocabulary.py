@@ -1,11 +1,11 @@
 """One vocabulary in four files: SentencePiece's `.model`, tokenizer.json, llama2.c's tokenizer.bin, GGUF's lists.
 
-SentencePiece joins the neighbours whose joined piece has the highest score; `transformers` joins by a list of merges, the first
-one first. The list is every way to cut a piece in two pieces, ordered by the score of the whole:
+SentencePiece joins the neighbours whose joined piece has the highest score; `transformers` joins by a list of merges, in its order.
+The list is every way to cut a piece into two pieces, ordered by the score of the joined piece:
 
     merges = [(l, r) for all pieces l, r with l + r a piece], by -score(l + r), then by the ids of l + r, l, r
 
-so both give the same ids (tests/test_interop_hf.py). Backwards, a piece's score is minus its place in that order.
+So both give the same ids. Backwards, the score of a piece is minus its place in that order.
 The `.model` file: minillama/text/model_file.py.
 """
 import json
@@ -16,8 +16,8 @@ from ..errors import InputError
 from ..text.bpe import BPE
 from ..text.model_file import BYTE, BYTE_PIECES, CONTROL, MAX_VOCAB_SIZE, NORMAL, SPACE, UNKNOWN
 
-MAX_BYTES = 20_000_000  # of a tokenizer's file; LLaMA's have a tenth of it at most
-MAX_PIECE = 256  # characters; every way to cut a piece is tried, so a longer one would take quadratic time
+MAX_BYTES = 20_000_000  # of a tokenizer's file; LLaMA's have at most a tenth of it
+MAX_PIECE = 256  # characters: every way to cut a piece is tried, which takes quadratic time
 NORMALIZER = {
     "type": "Sequence",
     "normalizers": [{"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}],
@@ -37,7 +37,7 @@ def read_pieces(data, name):
 def _short(pieces, where):
     for id, (piece, _, _) in enumerate(pieces):
         if len(piece) > MAX_PIECE:
-            raise InputError(f"{where}: piece {id} has {len(piece)} characters, and at most {MAX_PIECE} are read")
+            raise InputError(f"{where}: piece {id} must have at most {MAX_PIECE} characters, got {len(piece)}")
     return pieces
 
 
@@ -49,10 +49,10 @@ def special_ids(pieces):
 
 
 def checked(data, vocab_size, where):
-    """The `.model` as it came, if it is LLaMA-style and of the model's size. Raises InputError."""
+    """The `.model`, unchanged. Raises InputError unless it is LLaMA-style and of the model's size."""
     pieces = read_pieces(data, where)
     if len(pieces) != vocab_size:
-        raise InputError(f"{where} has {len(pieces)} pieces, and the model a vocabulary of {vocab_size}")
+        raise InputError(f"{where} must have {vocab_size} pieces, the model's vocabulary, got {len(pieces)}")
     return data
 
 
@@ -69,18 +69,18 @@ def from_pieces(pieces, where):
 # --------------------------------------------------------------------------------------------------------------- tokenizer.json
 
 def merges(pieces):
-    """Every (l, r) of normal pieces whose join is one, in the order in which they are tried."""
+    """Every (l, r) of normal pieces with l + r a normal piece, in the order in which they are tried."""
     ids = {piece: id for id, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
     found = [(piece[:cut], piece[cut:]) for piece in ids for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids]
 
     def order(pair):
-        whole = ids[pair[0] + pair[1]]
-        return -pieces[whole][1], whole, ids[pair[0]], ids[pair[1]]
+        joined = ids[pair[0] + pair[1]]
+        return -pieces[joined][1], joined, ids[pair[0]], ids[pair[1]]
 
     return sorted(found, key=order)
 
 
-@lru_cache(maxsize=1)  # a run writes the same one with every checkpoint
+@lru_cache(maxsize=1)  # a run writes the same text with every checkpoint
 def to_tokenizer_json(data):
     """The text of tokenizer.json for the bytes of a `.model`."""
     pieces = read_pieces(data, "the tokenizer")
@@ -128,13 +128,18 @@ def to_tokenizer_json(data):
             "vocab": {piece: id for id, (piece, _, _) in enumerate(pieces)},
             "merges": merges(pieces),
         },
-    }, ensure_ascii=False)  # fmt: skip
+    }, ensure_ascii=False)
 
 
 def tokenizer_config(max_seq_len):
-    """tokenizer_config.json. The generic class is named on purpose: LlamaTokenizer would rebuild the merges, and wrongly."""
+    """tokenizer_config.json, as both versions of `transformers` read it.
+
+    It names the generic class, because LlamaTokenizer would rebuild the merges in the wrong order. It also names what the tokenizer
+    returns: the generic class of version 4 adds token_type_ids otherwise, and `model.generate` refuses them.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
@@ -146,23 +151,28 @@ def tokenizer_config(max_seq_len):
 
 
 def from_tokenizer_json(data, where):
-    """The bytes of a `.model` for the bytes of a tokenizer.json. Raises InputError unless SentencePiece would give the same ids."""
+    """The bytes of a `.model` for the bytes of a tokenizer.json.
+
+    Version 5 of `transformers` saves its LlamaTokenizer without tokenizer.model, and with steps that give other ids for some texts.
+
+    Raises:
+        InputError: SentencePiece would not give the same ids, or the file is broken; the message says what to do
+    """
+    try:
+        return _rebuilt(data, where)
+    except InputError as error:
+        raise InputError(f"{error}; put the original tokenizer.model beside it: then that is read instead") from None
+
+
+def _rebuilt(data, where):
+    """from_tokenizer_json, without the advice in its messages."""
     try:
         text = json.loads(data)
+        _check_steps(text, where)
         model = text["model"]
-        for key, value, allowed in (
-            ("model.type", model["type"], "BPE"),
-            ("model.byte_fallback", model.get("byte_fallback"), True),
-            ("model.ignore_merges", model.get("ignore_merges", False), False),
-            ("model.dropout", model.get("dropout"), None),
-            ("normalizer", text.get("normalizer"), NORMALIZER),
-            ("pre_tokenizer", text.get("pre_tokenizer"), None),
-        ):
-            if value != allowed:
-                raise InputError(f"{where} is not LLaMA-1's tokenizer: {key} is {json.dumps(value)[:120]}")
         vocab = sorted(model["vocab"].items(), key=lambda item: item[1])
         if [id for _, id in vocab] != list(range(len(vocab))) or len(vocab) > MAX_VOCAB_SIZE:
-            raise InputError(f"{where}: the ids of its {len(vocab)} pieces are not 0, 1, 2 ... up to at most {MAX_VOCAB_SIZE - 1}")
+            raise InputError(f"{where}: the ids of its {len(vocab)} pieces must be 0, 1, 2 ... up to at most {MAX_VOCAB_SIZE - 1}")
         pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
         order = dict.fromkeys(left + right for left, right in pairs)  # every piece that is merged, the first one first
         controls = {token["content"] for token in text["added_tokens"] if token["special"]} - {model["unk_token"]}
@@ -178,9 +188,23 @@ def from_tokenizer_json(data, where):
     ]
     rebuilt = from_pieces(pieces, where)
     if set(merges(pieces)) != set(pairs):
-        raise InputError(f"{where} is not LLaMA-1's tokenizer: its merges are not all the ways to cut its pieces in two")
+        raise InputError(f"{where} is not LLaMA-1's tokenizer: its merges must be all the ways to cut its pieces in two")
     return rebuilt
 
+
+def _check_steps(text, where):
+    """Raises InputError unless a tokenizer.json, as dict, goes from text to ids in SentencePiece's steps."""
+    model = text["model"]
+    for key, value, allowed, must_be in (
+        ("model.type", model["type"], "BPE", '"BPE"'),
+        ("model.byte_fallback", model.get("byte_fallback"), True, "true"),
+        ("model.ignore_merges", model.get("ignore_merges", False), False, "false"),
+        ("model.dropout", model.get("dropout"), None, "null"),
+        ("normalizer", text.get("normalizer"), NORMALIZER, f'"{SPACE}" before the text and for every space'),
+        ("pre_tokenizer", text.get("pre_tokenizer"), None, "null"),
+    ):
+        if value != allowed:
+            raise InputError(f"{where} is not LLaMA-1's tokenizer: {key} must be {must_be}, got {json.dumps(value)[:120]}")
 
 # ---------------------------------------------------------------------------------------------------------------- tokenizer.bin
 
@@ -188,11 +212,11 @@ def to_tokenizer_bin(data):
     """llama2.c's tokenizer.bin for the bytes of a `.model`: the longest piece's length, then score, length and text of each.
 
     Raises:
-        InputError: bytes, <s> and </s> are not at LLaMA's ids, which run.c counts on
+        InputError: <unk>, <s>, </s> and the bytes do not have LLaMA's ids, which run.c requires
     """
     pieces = read_pieces(data, "the tokenizer")
     if [piece for piece, _, _ in pieces[:259]] != ["<unk>", "<s>", "</s>", *BYTE_PIECES]:
-        raise InputError("llama2.c wants <unk>, <s>, </s> and the 256 bytes at the ids 0 to 258, and this tokenizer has them elsewhere")
+        raise InputError("for llama2.c <unk>, <s>, </s> and the 256 bytes must have the ids 0 to 258, and in this tokenizer they do not")
     texts = [f"\n{piece}\n" if kind == CONTROL else piece.replace(SPACE, " ") for piece, _, kind in pieces]
     out = [struct.pack("<I", max(len(text.encode()) for text in texts))]
     for text, (_, score, _) in zip(texts, pieces):
@@ -201,21 +225,24 @@ def to_tokenizer_bin(data):
 
 
 def from_tokenizer_bin(data, vocab_size, where):
-    """The bytes of a `.model` for the bytes of a tokenizer.bin. Raises InputError where it is broken."""
+    """The bytes of a `.model` for the bytes of a tokenizer.bin. Raises InputError if it is broken."""
     pieces, position = [], 4
     try:
         (longest,) = struct.unpack_from("<I", data)
         while position < len(data) and len(pieces) < vocab_size:
             score, size = struct.unpack_from("<fI", data, position)
             text = data[position + 8:position + 8 + size]
-            if len(text) < size or size > longest:
-                raise ValueError(f"piece {len(pieces)} has {size} bytes")
+            if size > longest:
+                raise ValueError(f"piece {len(pieces)} must have at most {longest} bytes, got {size}")
+            if len(text) < size:
+                raise ValueError(f"piece {len(pieces)} must have {size} bytes, got {len(text)}")
             pieces.append((text.decode(), score))
             position += 8 + size
     except (struct.error, ValueError) as error:
         raise InputError(f"{where} is not a tokenizer.bin of llama2.c: {error}") from None
     if position < len(data) or len(pieces) < vocab_size:
-        raise InputError(f"{where} has not exactly {vocab_size} pieces, which is the model's vocabulary")
+        got = "more" if position < len(data) else len(pieces)
+        raise InputError(f"{where} must have exactly {vocab_size} pieces, the model's vocabulary, got {got}")
     kinds = {"<unk>": UNKNOWN, "\n<s>\n": CONTROL, "\n</s>\n": CONTROL, **dict.fromkeys(BYTE_PIECES, BYTE)}
 
     def piece(text, score):

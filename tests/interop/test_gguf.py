@@ -86,25 +86,32 @@ def test_a_tied_head_is_a_copy(file, tmp_path):
 
 F32, STRING, BOOL = gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING, gguf.GGUFValueType.BOOL
 KEYS = {
-    "another architecture": (put("general.architecture", "qwen2", STRING), "general.architecture is 'qwen2'"),
-    "key heads that do not divide": (put("llama.attention.head_count_kv", 3, U32), "head_count_kv is 3, and must divide the 4 attention"),
+    "another architecture": (put("general.architecture", "qwen2", STRING), "general.architecture must be 'llama', got 'qwen2'"),
+    "key heads that do not divide": (put("llama.attention.head_count_kv", 3, U32),
+                                     "head_count_kv must divide the 4 attention heads, got 3"),
     "other key heads than in the file": (put("llama.attention.head_count_kv", 2, U32), r"attn_k.weight has the shape \(48, 48\)"),
-    "scaled RoPE": (put("llama.rope.scaling.type", "linear", STRING), "rope.scaling.type is 'linear'"),
-    "experts": (put("llama.expert_count", 8, U32), "expert_count is 8"),
-    "part of a model": (put("split.count", 3, gguf.GGUFValueType.UINT16), "split.count is 3"),
-    "half-rotated heads": (put("llama.rope.dimension_count", 6, U32), "rope.dimension_count is 6"),
+    "scaled RoPE": (put("llama.rope.scaling.type", "linear", STRING), "rope.scaling.type must be 'none', got 'linear'"),
+    "experts": (put("llama.expert_count", 8, U32), "expert_count must be 0, got 8: LLaMA-1 has no experts"),
+    "a list of experts": (lambda fields: fields.__setitem__("llama.expert_count", ([0, 0], [gguf.GGUFValueType.ARRAY, U32])),
+                          r"expert_count must be 0, got array\(\[0, 0\]"),
+    "part of a model": (put("split.count", 3, gguf.GGUFValueType.UINT16), "split.count must be 0 or 1, got 3"),
+    "half-rotated heads": (put("llama.rope.dimension_count", 6, U32),
+                           "rope.dimension_count must be embedding_length / head_count = 12, got 6"),
     "no eps": (lambda fields: fields.pop("llama.attention.layer_norm_rms_epsilon"), "has no llama.attention.layer_norm_rms_epsilon"),
-    "eps not a number": (put("llama.attention.layer_norm_rms_epsilon", float("nan"), F32), "layer_norm_rms_epsilon is nan"),
-    "many layers": (put("llama.block_count", 2**31 - 1, U32), "has 30 tensors, too few for 2147483647 layers"),
+    "eps not a number": (put("llama.attention.layer_norm_rms_epsilon", float("nan"), F32),
+                         "layer_norm_rms_epsilon must be a number, got nan"),
+    "many layers": (put("llama.block_count", 2**31 - 1, U32), "must have a tensor for each of its 2147483647 layers, got 30 tensors"),
     "fewer layers": (put("llama.block_count", 2, U32), "has a tensor 'blk.2"),
-    "another width": (put("llama.embedding_length", 64, U32), "rope.dimension_count is 12"),
-    "GPT-2's tokenizer": (put("tokenizer.ggml.model", "gpt2", STRING), "tokenizer.ggml.model is 'gpt2'"),
-    "no dummy prefix": (put("tokenizer.ggml.add_space_prefix", False, BOOL), "add_space_prefix is False"),
+    "another width": (put("llama.embedding_length", 64, U32), "rope.dimension_count must be embedding_length / head_count = 16, got 12"),
+    "GPT-2's tokenizer": (put("tokenizer.ggml.model", "gpt2", STRING), "tokenizer.ggml.model must be 'llama', got 'gpt2'"),
+    "no dummy prefix": (put("tokenizer.ggml.add_space_prefix", False, BOOL), "add_space_prefix must be true, got False"),
     "no scores": (lambda fields: fields.pop("tokenizer.ggml.scores"), "tokenizer.ggml.scores must be a list of 400 numbers"),
-    "scores of zero": (lambda fields: fields["tokenizer.ggml.scores"][0].__setitem__(slice(None), [0.0] * 400), "scores are all 0"),
+    "scores of zero": (lambda fields: fields["tokenizer.ggml.scores"][0].__setitem__(slice(None), [0.0] * 400),
+                       "scores must differ, got 0 for all"),
     "no tokens": (lambda fields: fields.pop("tokenizer.ggml.tokens"), "has no tokenizer.ggml.tokens"),
     "a user's token": (lambda fields: fields["tokenizer.ggml.token_type"][0].__setitem__(300, 4), "has kind 4"),
-    "fewer tokens": (lambda fields: fields["tokenizer.ggml.tokens"][0].pop(), "llama.vocab_size is 400, and tokenizer.ggml.tokens has 399"),
+    "fewer tokens": (lambda fields: fields["tokenizer.ggml.tokens"][0].pop(),
+                     "llama.vocab_size must be 399, the number of tokenizer.ggml.tokens, got 400"),
 }
 
 
@@ -120,8 +127,8 @@ def test_what_is_not_llama_1_is_refused_by_its_key(kind, file, tmp_path):
 
 @pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q5_1, Type.Q4_1])
 def test_other_quantisations_are_refused(kind, file, tmp_path):
-    path = rewritten(file, tmp_path / "q.gguf", kind=kind)
-    with pytest.raises(InputError, match=f"is of type {kind.name}, and only F32, F16, BF16 and Q8_0 are read"):
+    path = rewritten(file, tmp_path / "other.gguf", kind=kind)
+    with pytest.raises(InputError, match=f"other.gguf: '.*' must be F32, F16, BF16 or Q8_0, got {kind.name}"):
         interop.read(path)
 
 
@@ -140,18 +147,20 @@ def behind(data, name, skip, value):
 
 
 FILES = {
-    "an endless list": (lambda d: behind(d, b"tokenizer.ggml.tokens", 8, 2**40), "it announces 1099511627776 entries"),
-    "overlapping tensors": (lambda d: behind(d, b"blk.0.attn_q.weight", 24, 0), "is at byte [0-9]+, not at [0-9]+, where the one before"),
-    "a gap": (lambda d: behind(d, b"output.weight", 24, 2**30), "is at byte [0-9]+, not at [0-9]+, where the one before"),
-    "empty": (lambda d: b"", "is not a whole GGUF file"),
-    "no magic": (lambda d: b"GGUX" + d[4:], "does not start with GGUF"),
-    "version 1": (lambda d: patch(d, 4, b"\1"), "its version is 1"),
-    "big-endian": (lambda d: patch(d, 4, b"\0\0\0\3"), "its version is"),
-    "truncated keys": (lambda d: cut(d, 1000), "is not a whole GGUF file"),
-    "truncated tensors": (lambda d: cut(d, len(d) - 1000), "its tensors end at byte"),
-    "trailing bytes": (lambda d: d + bytes(64), "its tensors end at byte"),
-    "false counts": (lambda d: patch(d, 8, struct.pack("<QQ", 2**62, 2**62)), "announces 4611686018427387904 entries"),
-    "a long key": (lambda d: patch(d, 24, struct.pack("<Q", 2**63)), "is not a whole GGUF file: 9223372036854775808 bytes are announced"),
+    "an endless list": (lambda d: behind(d, b"tokenizer.ggml.tokens", 8, 2**40), "a count must be at most 1000000, got 1099511627776"),
+    "overlapping tensors": (lambda d: behind(d, b"blk.0.attn_q.weight", 24, 0),
+                            "must start at byte [0-9]+, where the one before it ends, got [0-9]+"),
+    "a gap": (lambda d: behind(d, b"output.weight", 24, 2**30), "must start at byte [0-9]+, where the one before it ends, got [0-9]+"),
+    "empty": (lambda d: b"", "is not a complete GGUF file"),
+    "no magic": (lambda d: b"GGUX" + d[4:], "must start with GGUF"),
+    "version 1": (lambda d: patch(d, 4, b"\1"), "its version must be 2 or 3, got 1"),
+    "big-endian": (lambda d: patch(d, 4, b"\0\0\0\3"), "its version must be 2 or 3, got 50331648"),
+    "truncated keys": (lambda d: cut(d, 1000), "is not a complete GGUF file"),
+    "truncated tensors": (lambda d: cut(d, len(d) - 1000), "its size must be [0-9]+ to [0-9]+ bytes, as its tensors say, got"),
+    "trailing bytes": (lambda d: d + bytes(64), "its size must be [0-9]+ to [0-9]+ bytes, as its tensors say, got"),
+    "false counts": (lambda d: patch(d, 8, struct.pack("<QQ", 2**62, 2**62)), "a count must be at most 1000000, got 4611686018427387904"),
+    "a long key": (lambda d: patch(d, 24, struct.pack("<Q", 2**63)),
+                   "is not a complete GGUF file: after byte 32 there must be 9223372036854775808 bytes"),
 }
 
 

@@ -81,25 +81,27 @@ def header(**changes):
 
 
 BREAKS = {
-    "empty": (lambda p: os.truncate(p, 0), "less than the 28 bytes of a header"),
-    "truncated": (lambda p: os.truncate(p, 5000), "has 5000 bytes, and its header makes 489820"),
-    "trailing bytes": (lambda p: os.truncate(p, p.stat().st_size + 4), "bytes, and its header makes"),
+    "empty": (lambda p: os.truncate(p, 0), "must have a header of 28 bytes"),
+    "truncated": (lambda p: os.truncate(p, 5000), "is not a complete model of llama2.c: its header says 489820 bytes, got 5000"),
+    "trailing bytes": (lambda p: os.truncate(p, p.stat().st_size + 4), "its header says [0-9]+ bytes, got [0-9]+"),
     "key heads that do not divide": (lambda p: (header(n_kv_heads=3)(p), os.truncate(p, p.stat().st_size - 4 * 3 * 2 * 12 * 48)),
-                                     "n_kv_heads is 3, and must divide the 4 attention heads"),
-    "other key heads than in the file": (header(n_kv_heads=2), "bytes, and its header makes"),
-    "version 1": (lambda p: p.write_bytes(struct.pack("<2i", 0x616B3432, 1) + p.read_bytes()), "is version 1 of llama2.c's format"),
-    "no layers": (header(n_layers=0), "its header says 48, "),
-    "many layers": (header(n_layers=2**31 - 1), "bytes, and its header makes"),
-    "a long context": (header(max_seq_len=2**31 - 1), "bytes, and its header makes"),
+                                     "n_kv_heads must divide the 4 attention heads, got 3"),
+    "other key heads than in the file": (header(n_kv_heads=2), "its header says [0-9]+ bytes, got [0-9]+"),
+    "version 1": (lambda p: p.write_bytes(struct.pack("<2i", 0x616B3432, 1) + p.read_bytes()),
+                  "the version of llama2.c's format must be 0, got 1"),
+    "no layers": (header(n_layers=0), "its header must hold numbers from 1, got 48, 128, 0, "),
+    "many layers": (header(n_layers=2**31 - 1), "its header says [0-9]+ bytes, got [0-9]+"),
+    "a long context": (header(max_seq_len=2**31 - 1), "its header says [0-9]+ bytes, got [0-9]+"),
     "a large vocabulary": (lambda p: (header(vocab_size=-100_000)(p), os.truncate(p, p.stat().st_size + 4 * 2 * 48 * 99_600)),
                            "vocab_size is 100000, and must be at most 65536"),
     "odd heads": (lambda p: (header(n_heads=16, n_kv_heads=16)(p), os.truncate(p, p.stat().st_size - 4 * 64 * 9)), "RoPE needs it even"),
-    "heads that do not divide": (header(n_heads=5, n_kv_heads=5), "bytes, and its header makes"),
+    "heads that do not divide": (header(n_heads=5, n_kv_heads=5), "its header says [0-9]+ bytes, got [0-9]+"),
     "NaN": (lambda p: p.write_bytes(p.read_bytes()[:-4] + struct.pack("<f", np.nan)), "output holds values that are not finite"),
-    "text": (lambda p: p.write_bytes(b"once upon a time there was a llama"), "is not a whole model of llama2.c"),
+    "text": (lambda p: p.write_bytes(b"once upon a time there was a llama"), "is not a complete model of llama2.c"),
     "no tokenizer": (lambda p: (p.parent / "tokenizer.bin").unlink(), "tokenizer.bin does not exist"),
     "half a tokenizer": (lambda p: os.truncate(p.parent / "tokenizer.bin", 3000), "tokenizer.bin"),
-    "a longer tokenizer": (lambda p: os.truncate(p.parent / "tokenizer.bin", 20_000), "has not exactly 400 pieces"),
+    "a longer tokenizer": (lambda p: os.truncate(p.parent / "tokenizer.bin", 20_000),
+                           "must have exactly 400 pieces, the model's vocabulary, got more"),
 }
 
 
@@ -113,9 +115,9 @@ def test_broken_files_are_refused(kind, folder):
 
 
 def test_what_the_format_cannot_hold_is_refused(model, tmp_path):
-    with pytest.raises(InputError, match=r"rope_theta is 500, and llama2\.c computes with 10000"):
+    with pytest.raises(InputError, match=r"rope_theta must be 10000 for llama2\.c, got 500"):
         interop.write(tmp_path / "a" / "m", small(), "llama2c")
-    with pytest.raises(InputError, match="--dtype is bf16"):
+    with pytest.raises(InputError, match=r"--dtype must be f32 for llama2\.c, got bf16"):
         interop.write(tmp_path / "a" / "m", model, "llama2c", "bf16")
     assert not list(tmp_path.iterdir())
 
@@ -125,7 +127,7 @@ def test_a_tokenizer_run_c_would_misread_is_refused(model):
     pieces[3], pieces[4] = pieces[4], pieces[3]
     from minillama.interop.vocabulary import from_pieces, to_tokenizer_bin
 
-    with pytest.raises(InputError, match="256 bytes at the ids 0 to 258"):
+    with pytest.raises(InputError, match="256 bytes must have the ids 0 to 258"):
         to_tokenizer_bin(from_pieces(pieces, "here"))
     assert FIRST_ID == 259
     assert llama2c.NORM_EPS == 1e-5

@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from interop_models import same, small, tokenizer
 
 from minillama import interop
 from minillama.errors import InputError
+from minillama.interop import meta
 from minillama.interop.meta import meta_name
 from minillama.interop.model import DTYPES
 
@@ -66,6 +68,35 @@ def test_parts_come_together(parts, folder):
     assert f"{parts} file(s)" in back.about
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_part_is_inspected_and_then_opened_once(parts, folder, monkeypatch):
+    """However many tensors are read, and in whatever order."""
+    split(folder, parts)
+    calls, inspect, open_ = [], meta._inspect, torch.load
+    monkeypatch.setattr(meta, "_inspect", lambda path: calls.append(("inspected", path.name)) or inspect(path))
+    monkeypatch.setattr(torch, "load", lambda path, **options: calls.append((path.name, options)) or open_(path, **options))
+    back = interop.read(folder)
+    for name in [*list(back.tensors)[::-1], *back.tensors]:
+        assert np.array_equal(back.tensors[name], small().tensors[name])
+    safely = {"map_location": "cpu", "weights_only": True, "mmap": True}
+    files = [f"consolidated.{part:02d}.pth" for part in range(parts)]
+    assert calls == [call for file in files for call in (("inspected", file), (file, safely))]
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda path: os.truncate(path, 5000), r"consolidated\.01\.pth has changed while it was read"),
+    (lambda path: os.replace(shutil.copy(path, path.with_name("other")), path), "has changed while it was read"),
+    (lambda path: path.unlink(), "layers.1.wo cannot be read"),
+])  # fmt: skip
+def test_a_part_that_changes_after_it_was_opened_is_refused(change, message, folder):
+    split(folder)
+    back = interop.read(folder)
+    back.tensors["layers.1.wo"]
+    change(folder / "consolidated.01.pth")
+    with pytest.raises(InputError, match=message):
+        back.tensors["layers.1.wo"]
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
@@ -114,32 +145,34 @@ def params(**changes):
 
 BREAKS = {
     "a bomb": (with_bomb, r"its pickle calls (posix|nt)\.mkdir"),
-    "a bare pickle": (lambda p: p.write_bytes(pickle.dumps(Bomb())), "is not a whole file of PyTorch's"),
+    "a bare pickle": (lambda p: p.write_bytes(pickle.dumps(Bomb())), "is not a complete file of PyTorch's"),
     "an object": (lambda p: torch.save({"a": np.float64(1.0)}, p), r"its pickle calls numpy"),
-    "a list": (lambda p: torch.save([torch.ones(2)], p), "holds a list, not a dictionary"),
-    "a number": (resave(lambda s: s.update({"norm.weight": 3})), "'norm.weight' is not a tensor"),
+    "a list": (lambda p: torch.save([torch.ones(2)], p), "must hold a dictionary of tensors, got list"),
+    "a number": (resave(lambda s: s.update({"norm.weight": 3})), "'norm.weight' must be a tensor of float32, float16 or bfloat16, got int"),
     "integers": (resave(lambda s: s.update({"norm.weight": torch.ones(48, dtype=torch.int32)})), r"its pickle calls torch\.IntStorage"),
-    "stretched": (resave(lambda s: s.update({"norm.weight": torch.ones(1).expand(48)})), "is larger than what the file holds"),
-    "compressed": (compressed, "is compressed"),
-    "truncated": (lambda p: os.truncate(p, 5000), "is not a whole file of PyTorch's"),
-    "empty": (lambda p: os.truncate(p, 0), "is not a whole file of PyTorch's"),
+    "stretched": (resave(lambda s: s.update({"norm.weight": torch.ones(1).expand(48)})), "must not have more values than the file holds"),
+    "compressed": (compressed, "is compressed, which is not supported"),
+    "truncated": (lambda p: os.truncate(p, 5000), "is not a complete file of PyTorch's"),
+    "empty": (lambda p: os.truncate(p, 0), "is not a complete file of PyTorch's"),
     "missing tensor": (resave(lambda s: s.pop("norm.weight")), "has no tensor norm.weight"),
     "no first layer": (resave(lambda s: s.pop("layers.0.feed_forward.w1.weight")), r"has no matrix layers\.0\.feed_forward\.w1"),
     "a number for a matrix": (resave(lambda s: s.update({"layers.0.feed_forward.w1.weight": torch.tensor(1.0)})), "has no matrix layers"),
-    "foreign tensor": (resave(lambda s: s.update({"layers.0.attention.wq.bias": torch.ones(48)})), "wq.bias', which LLaMA-1 has not"),
+    "foreign tensor": (resave(lambda s: s.update({"layers.0.attention.wq.bias": torch.ones(48)})),
+                       "wq.bias', which is not supported: LLaMA-1 has none"),
     "wrong shape": (resave(lambda s: s.update({"norm.weight": torch.ones(47)})), r"norm\.weight has the shape \(47,\)"),
     "NaN": (resave(lambda s: s["layers.1.attention.wo.weight"].fill_(float("nan"))), "layers.1.wo holds values that are not finite"),
-    "missing part": (lambda p: p.rename(p.with_name("consolidated.01.pth")), "must be 00, 01"),
-    "no part": (lambda p: p.unlink(), "holds no consolidated.00.pth"),
+    "missing part": (lambda p: p.rename(p.with_name("consolidated.01.pth")),
+                     r"the parts must be .* without a gap, got consolidated\.01\.pth"),
+    "no part": (lambda p: p.unlink(), "parts must be consolidated.00.pth, 01 .*, got none"),
     "a part that differs": (lambda p: (split(p.parent), resave(lambda s: s.pop("norm.weight"))(p.with_name("consolidated.01.pth"))),
-                            "norm.weight is not the same in all 2 parts"),
-    "key heads that do not divide": (params(n_kv_heads=3), "n_kv_heads is 3, and must divide the 4 attention heads"),
-    "other key heads than in the file": (params(n_kv_heads=2), r"wk.weight has the shape \(48, 48\), and the configuration says \(24"),
-    "scaled RoPE": (params(use_scaled_rope=True), "use_scaled_rope is True"),
-    "another vocabulary": (params(vocab_size=32000), "vocab_size is 32000, and the tokenizer has 400"),
-    "many layers": (params(n_layers=2_000_000_000), "too few for 2000000000 layers"),
-    "another dim": (params(dim=64), "feed-forward width is 128, and LLaMA-1's is at least"),
-    "dim as text": (params(dim="64"), "dim is '64'"),
+                            "norm.weight must be in all 2 parts, with the same shape and dtype"),
+    "key heads that do not divide": (params(n_kv_heads=3), "n_kv_heads must divide the 4 attention heads, got 3"),
+    "other key heads than in the file": (params(n_kv_heads=2), r"wk.weight has the shape \(48, 48\), must be \(24, 48\)"),
+    "scaled RoPE": (params(use_scaled_rope=True), "use_scaled_rope must be false, got True: LLaMA-1's RoPE is not scaled"),
+    "another vocabulary": (params(vocab_size=32000), "vocab_size must be -1 or 400, the number of pieces of the tokenizer, got 32000"),
+    "many layers": (params(n_layers=2_000_000_000), "must have a tensor for each of its 2000000000 layers, got 30"),
+    "another dim": (params(dim=64), "feed-forward width must be at least .* = 170, got 128"),
+    "dim as text": (params(dim="64"), "dim must be a whole number from 1 to 2147483647, got '64'"),
     "a link out": (lambda p: (os.rename(p, p.parent.parent / "x"), p.symlink_to(p.parent.parent / "x")), "link that leaves its folder"),
 }
 

@@ -99,8 +99,8 @@ def rewrite(path, change):
 
 NORM = "model.norm.weight"
 BREAKS = {
-    "truncated": (lambda p: os.truncate(p, 1000), "is not a whole safetensors file"),
-    "empty": (lambda p: os.truncate(p, 0), "is not a whole safetensors file"),
+    "truncated": (lambda p: os.truncate(p, 1000), "is not a complete safetensors file"),
+    "empty": (lambda p: os.truncate(p, 0), "is not a complete safetensors file"),
     "missing": (lambda p: p.unlink(), "does not exist"),
     "a pickle": (lambda p: p.write_bytes(pickle.dumps({"norm": [1.0]})), "only safetensors are read, never pickle"),
     "missing tensor": (lambda p: rewrite(p, lambda t: t.pop("model.norm.weight")), r"has no tensor model\.norm\.weight"),
