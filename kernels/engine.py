@@ -44,16 +44,16 @@ def resolve(kernels="reference", device=None, dtype=None, training=False):
         device = "cuda" if cuda else "mps" if kernels == "reference" and torch.backends.mps.is_available() else "cpu"
     place = _device(device)
     if kernels == "triton" and place.type != "cuda" and not interpreted():
-        raise InputError(f"engine triton computes on a CUDA GPU, and the device is {device}")
+        raise InputError(f"device of engine triton must be a CUDA GPU, got {device}")
     if dtype is None:
         dtype = "bfloat16" if place.type == "cuda" else "float32"
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise InputError(f"dtype {name!r} does not exist: choose one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     if training and name == "float16":
-        raise InputError("dtype float16 cannot train: without loss scaling small gradients vanish; choose float32 or bfloat16")
+        raise InputError("dtype to train in must be float32 or bfloat16, got float16: without loss scaling small gradients vanish")
     if kernels == "triton" and interpreted() and name != "float32":
-        raise InputError(f"dtype {name} is not for the interpreter of Triton, which computes in float32 only")
+        raise InputError(f"dtype must be float32 in Triton's interpreter, got {name}")
     return place, DTYPES[name]
 
 
@@ -73,7 +73,7 @@ def _device(name):
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cuda", "mps", "cpu") or (device.type != "cuda" and device.index):
-        raise InputError(f"device {str(name)!r} does not exist: choose one of cpu, mps, cuda, cuda:1 ...")
+        raise InputError(f"device must be one of cpu, mps, cuda, cuda:1 ..., got {str(name)!r}")
     count = torch.cuda.device_count() if device.type == "cuda" else None
     if count == 0:
         raise InputError(f"device {str(name)!r} is not here: PyTorch sees no CUDA GPU")

@@ -38,9 +38,9 @@ def _linear_cross_entropy(x, weight, targets):
 def _ops(kernels, attention):
     """The Ops of a model. Triton is imported only if it is chosen."""
     if kernels not in KERNELS:
-        raise InputError(f"kernels {kernels!r} do not exist: choose one of {', '.join(KERNELS)}")
+        raise InputError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
     if attention not in ATTENTIONS:
-        raise InputError(f"attention {attention!r} does not exist: choose one of {', '.join(ATTENTIONS)}")
+        raise InputError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
     if kernels == "reference":
         return Ops(reference.embedding_forward, reference.block_forward, reference.rmsnorm_forward, _linear_cross_entropy)
     from .block import block

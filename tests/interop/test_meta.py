@@ -87,7 +87,7 @@ def test_each_part_is_inspected_and_then_opened_once(parts, folder, monkeypatch)
     (lambda path: os.truncate(path, 5000), r"consolidated\.01\.pth has changed while it was read"),
     (lambda path: os.replace(shutil.copy(path, path.with_name("other")), path), "has changed while it was read"),
     (lambda path: path.unlink(), "layers.1.wo cannot be read"),
-])  # fmt: skip
+])
 def test_a_part_that_changes_after_it_was_opened_is_refused(change, message, folder):
     split(folder)
     back = interop.read(folder)

@@ -67,7 +67,7 @@ def test_generate_and_eval(runs, capsys, no_gpu):
 
 BAD_FLAGS = {
     "an unknown engine": (["--engine", "jax"], r"argument --engine: invalid choice: 'jax'"),
-    "an unknown device": (["--engine", "torch", "--device", "gpu"], r"device 'gpu' does not exist"),
+    "an unknown device": (["--engine", "torch", "--device", "gpu"], r"device must be one of .*, got 'gpu'"),
     "no CUDA": (["--engine", "torch", "--device", "cuda"], r"device 'cuda' is not here: PyTorch sees no CUDA GPU"),
     "no mps": (["--engine", "torch", "--device", "mps"], r"device 'mps' is not here"),
     "float16": (["--engine", "torch", "--dtype", "float16"], r"argument --dtype: invalid choice: 'float16'"),

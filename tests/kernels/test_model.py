@@ -58,5 +58,5 @@ def test_no_scored_token_is_a_loss_of_0(tiny):
 
 @pytest.mark.parametrize("options", [{"kernels": "cuda"}, {"attention": "slow"}])
 def test_unknown_ops(options, tiny):
-    with pytest.raises(InputError, match=f"{next(iter(options))} .*choose one of"):
+    with pytest.raises(InputError, match=f"{next(iter(options))} must be one of .*, got '{next(iter(options.values()))}'"):
         Llama(tiny, **options)
