@@ -145,7 +145,7 @@ class TorchEngine:
         self.model = Llama(model_config, kernels, attention, params=(self._rounded or self._params).views)
         self.model.requires_grad_(train_config is not None)
         if train_config:
-            self._optim = reference if kernels == "reference" else importlib.import_module("kernels.adamw")
+            self._optim = reference if kernels == "reference" else importlib.import_module(".adamw", __package__)
             self._received = set()                               # names of the gradients this step has so far
             for name, parameter in self.model.named_parameters():
                 parameter.register_post_accumulate_grad_hook(self._receive(name))

@@ -50,9 +50,9 @@ def check_number(name, value, kind=int, low=None, high=None, above=None):
     shown = "a number of more than 30 digits" if isinstance(value, int) and abs(value) >= 10**30 else f"{value}"
     try:
         value = kind(value)
-    except OverflowError:
+    except OverflowError:                                        # a whole number that no float can hold
         value = math.inf
-    if not math.isfinite(value):
+    if kind is float and not math.isfinite(value):
         raise InputError(f"{name} must be finite, got {shown}")
     for bad, rule in (
         (above is not None and value <= above, f"greater than {above}"),
@@ -119,13 +119,13 @@ class TrainConfig:
     batch_size: int = _field(16, "rows per micro-batch", low=1, high=2**20)
     seq_len: int = _field(2048, "tokens per row, at most max_seq_len", low=1)
     grad_accum_steps: int = _field(1, "micro-batches per step; their gradients are averaged by token", low=1, high=2**20)
-    lr: float = _field(3e-4, "peak learning rate", above=0.0)
+    lr: float = _field(3e-4, "peak learning rate", above=0.0, high=1e30)
     warmup_steps: int = _field(2000, "steps of linear warm-up from 0", low=0)
     final_lr_fraction: float = _field(0.1, "the cosine ends at this fraction of lr", low=0.0, high=1.0)
     beta1: float = _field(0.9, "AdamW: decay of the gradient's running mean", low=0.0, high=0.9999999)
     beta2: float = _field(0.95, "AdamW: decay of the squared gradient's running mean", low=0.0, high=0.9999999)
     eps: float = _field(1e-8, "AdamW: added to the root of the second moment", low=1e-30, high=1.0)
-    weight_decay: float = _field(0.1, "AdamW: decoupled decay of matrices (norm gains never decay)", low=0.0)
+    weight_decay: float = _field(0.1, "AdamW: decoupled decay of matrices (norm gains never decay)", low=0.0, high=1e30)
     grad_clip: float = _field(1.0, "largest global gradient norm", above=0.0)
     val_fraction: float = _field(0.1, "share of each source held out for validation", above=0.0, high=0.5)
     eval_every: int = _field(100, "steps between evaluations", low=1)

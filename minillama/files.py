@@ -180,7 +180,7 @@ def read_bytes(path, limit):
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise InputError(f"{path} must have at most {limit:,} bytes, got {size:,}")
-            return file.read(limit)
+            return file.read(size)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 

@@ -70,7 +70,7 @@ def generate(engine, prompt, n, eos_id, sampling=Sampling()):
         id: int
 
     Raises:
-        InputError: a prompt longer than the context, or n out of range
+        InputError: a prompt longer than the context, n out of range, or logits that are not finite
     """
     check_number("the number of new tokens", n, low=1)
     context = engine.config.max_seq_len
@@ -81,6 +81,8 @@ def generate(engine, prompt, n, eos_id, sampling=Sampling()):
     tokens = prompt
     for _ in range(min(n, context - len(prompt) + 1)):
         logits = engine.decode(np.array([tokens]), cache)[0, -1]
+        if not np.isfinite(logits.max()):                        # NaN, too
+            raise InputError("the model's logits are not finite: its weights are broken, or its training has diverged")
         token = next_token(logits, rng, sampling)
         if token == eos_id:
             return

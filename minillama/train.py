@@ -12,6 +12,7 @@ import time
 
 from .engine.factory import make_engine
 from .engine.protocol import Diverged
+from .errors import InputError
 from .evaluate import evaluate, summary
 from .generate import Sampling, generate
 from .optim import learning_rate
@@ -134,9 +135,12 @@ def score(engine, run, record, watcher, stop):
 
 
 def sample(engine, tokenizer, seed):
-    """A short text by the model, from nothing but <s>."""
-    ids = generate(engine, [tokenizer.bos_id], SAMPLE_TOKENS, tokenizer.eos_id, Sampling(seed=seed))
-    return tokenizer.decode(list(ids))
+    """A short text by the model, from nothing but <s>. Raises Diverged where it can write none."""
+    try:
+        ids = list(generate(engine, [tokenizer.bos_id], SAMPLE_TOKENS, tokenizer.eos_id, Sampling(seed=seed)))
+    except InputError as error:
+        raise Diverged(f"training diverged at step {engine.step}: {error}") from None
+    return tokenizer.decode(ids)
 
 
 def save(engine, run, metrics):

@@ -142,7 +142,7 @@ BAD_TRAINING = {
     "a folder": (["--data", "."], r"cannot read \.: it is a folder, not a file"),
     "an empty file": (["--data", "empty.txt"], r"empty\.txt is empty \(0 bytes\)"),
     "a short file": (["--data", "short.txt", "--vocab-size", "chars"], r"short\.txt has 4 bytes, of which .* 0\.1 holds out 0"),
-    "less than a row": (["--data", "row.txt", "--vocab-size", "chars"], r"row must have 17 training tokens at least .*, got 16"),
+    "less than a row": (["--data", "row.txt", "--vocab-size", "chars"], r"row must have 17 training tokens at least .*, got 14"),
     "not UTF-8": (["--data", "latin.txt"], r"latin\.txt is not UTF-8: byte 0xe9 at offset 3"),
     "not JSON": (["--data", "bad.jsonl"], r"bad\.jsonl line 2 must be a JSON object .*, got b'bad"),
     "a vocabulary too large": (["--vocab-size", "60000"], r"60000 .* at most \d+"),
@@ -177,7 +177,7 @@ def folder(tmp_path, text, monkeypatch):
     shutil.copy(text, tmp_path / "a.txt")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("ab c")
-    (tmp_path / "row.txt").write_text("ab c" * 4)
+    (tmp_path / "row.txt").write_text("ab c" * 3)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 1000)
     (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nbad\n')
     (tmp_path / "key.toml").write_text("[train]\nlearning_rate = 0.1\n")
@@ -221,7 +221,7 @@ def test_resume_refuses_other_settings(finished, capsys):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     status, _, err = call(capsys, "train", "--resume", "--out", finished, "--lr", "0.1")
     assert status == 2
-    assert err == f"error: --lr must be 0.003, as {finished} was started with it, to --resume, got 0.1\n"
+    assert err == f"error: --lr must be 0.003, with which {finished} was started, got 0.1\n"
     for flag, value in (("--dim", "32"), ("--threads", "1"), ("--vocab-size", "chars"), ("--data", "none.txt"), ("--preset", "micro")):
         status, _, err = call(capsys, "train", "--resume", "--out", finished, flag, value)
         assert status == 2

@@ -105,6 +105,43 @@ def test_ctrl_c_and_resume_end_in_the_same_bits(stop_at, finished, text, tmp_pat
     same_run(finished, out)
 
 
+@pytest.mark.parametrize("step", [4, 12])
+def test_ctrl_c_during_an_evaluation_loses_nothing(step, finished, text, tmp_path, monkeypatch, capsys):
+    """It stops at the next batch; the step is saved, and --resume scores what was not scored. Step 12 is the last."""
+    from minillama.engine.numpy_engine import NumpyEngine
+
+    original, calls = NumpyEngine.loss, []
+
+    def interrupted(self, tokens, targets):
+        if self.step == step:
+            calls.append(step)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, tokens, targets)
+
+    out = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr(NumpyEngine, "loss", interrupted)
+        assert run(out, *SMALL, text=text) == 130
+    assert len(calls) == 1
+    assert f"stopped after step {step} of 12, all saved" in capsys.readouterr().out
+    assert "val_loss" not in metrics(out)[-1]
+    assert run(out, "--resume") == 0
+    assert f"step {step}: validation loss" in capsys.readouterr().out
+    same_run(finished, out)
+
+
+def test_values_that_are_not_finite_are_not_saved(text, tmp_path, capsys):
+    """One step with an absurd learning rate: weights of 1e30 and a loss that is still finite are caught before they are written."""
+    for number, flags in enumerate((["--weight-decay", "1e30"], ["--lr", "1e30", "--warmup-steps", "1"])):
+        out = tmp_path / str(number)
+        assert run(out, *SMALL, *flags, "--steps", "2", "--keep", "1", text=text) == 2
+        said, error = capsys.readouterr()
+        assert error.startswith("error: training diverged at step ") and error.count("\n") == 1
+        assert "done" not in said
+        assert not list((out / "checkpoints").glob("step*"))
+        assert "NaN" not in (out / "metrics.jsonl").read_text() if (out / "metrics.jsonl").exists() else True
+
+
 def test_resume_of_a_finished_run_changes_nothing(finished, text, tmp_path):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
     assert run(finished, "--resume") == 0

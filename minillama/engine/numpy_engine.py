@@ -109,12 +109,14 @@ class NumpyEngine:
         nats, counts = zip(*self._pool.map(self._nats, self._split(tokens, targets)))
         return sum(nats), sum(counts)
 
+    @np.errstate(all="ignore")
     def logits(self, tokens):
         return model_forward(tokens, self.params, self.config)[0]
 
     def new_cache(self, batch_size=1, capacity=None):
         return KVCache(self.config, batch_size, capacity)
 
+    @np.errstate(all="ignore")
     def decode(self, tokens, cache):
         return model_decode(tokens, self.params, self.config, cache)
 

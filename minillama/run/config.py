@@ -119,9 +119,7 @@ def settle(asked, base=None, start_step=0):
     batch_splits = asked.get("batch_splits", threads if "threads" in asked else None)
     if batch_splits is not None:
         check_number("batch_splits", batch_splits, low=1, high=threads)
-    data, from_model = _check_data(asked.get("data", [])), asked.get("from")
-    if from_model is not None and not (isinstance(from_model, str) and from_model):
-        raise InputError(f"from must be the path of a model, got {from_model!r:.60}")
+    data, from_model = _check_data(asked.get("data", [])), check_from(asked.get("from"))
     if from_model is None and "start_step" in asked:
         raise InputError(f"start_step is for `from`, which says whose steps they are, got {asked['start_step']!r:.60}")
     if base is None:
@@ -135,6 +133,13 @@ def _check_vocab_size(value):
     if isinstance(value, str):
         raise InputError(f'vocab_size must be a whole number or "chars", got {value!r:.60}')
     return check_number("vocab_size", value)
+
+
+def check_from(value):
+    """The path of the model that a run starts from, None for fresh weights. Raises InputError for what is no path."""
+    if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+        raise InputError(f"from must be the path of a model, got {value!r:.60}")
+    return value
 
 
 def _check_data(data):
@@ -158,18 +163,18 @@ def _check_same_shape(asked, base):
 def check_unchanged(asked, config, out):
     """Raise InputError where something asked for differs from the settings that a run was started with, named with both values."""
     kept = settings(config)
-    kept["vocab_size"] = kept.get("vocab_size", config.model.vocab_size)
-    kept.setdefault("from", None)
+    kept.setdefault("vocab_size", config.model.vocab_size)
     pairs = [(key, value, kept.get(key)) for key, value in asked.items() if key not in ("model", "train")]
     pairs += [(key, value, kept[section][key]) for section in ("model", "train") for key, value in asked.get(section, {}).items()]
     for key, value, old in pairs:
-        value = list(value) if isinstance(value, tuple) else value
-        if value != old and not (key == "vocab_size" and value == config.model.vocab_size):
-            raise InputError(f"{flag(key)} must be {_shown(old)}, as {out} was started with it, to --resume, got {_shown(value)}")
+        if value == old or (key == "vocab_size" and value == config.model.vocab_size):
+            continue
+        started = f"be left out: {out} was started without it" if old is None else f"be {_shown(old)}, with which {out} was started"
+        raise InputError(f"{flag(key)} must {started}, got {_shown(value)}")
 
 
 def _shown(value):
-    return " ".join(value) or "the built-in text" if isinstance(value, list) else "nothing" if value is None else f"{value!s:.60}"
+    return " ".join(value) or "the built-in text" if isinstance(value, list) else f"{value!s:.60}"
 
 
 def flag(name):

@@ -23,10 +23,10 @@ def read_metrics(path):
 
 def _is_record(record):
     """True for a line as `train` writes it: numbers by name, among them what every step has."""
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int) or record["step"] < 1:
+    if not isinstance(record, dict) or any(record.get(key) is None for key in ("step", "loss", "tokens_per_s")):
         return False
     numbers = all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in record.values())
-    return numbers and all(record.get(key) is not None for key in ("loss", "tokens_per_s"))
+    return numbers and isinstance(record["step"], int) and record["step"] >= 1
 
 
 class Metrics:

@@ -17,7 +17,7 @@ from ..text.mixture import Mixture
 from ..text.prepare import make_sources, prepare_shards, train_tokenizer
 from ..text.tokenizer import Tokenizer
 from . import checkpoint
-from .config import IMPORTED, RunConfig, check_unchanged, settle
+from .config import IMPORTED, RunConfig, check_from, check_unchanged, settle
 from .folder import create, holds_run, load_model, load_tokenizer, read_config
 
 
@@ -78,16 +78,15 @@ def read_request(out, asked, engine, resume=False, keep_optimizer=False):
         check_unchanged(asked, config, out)
         return TrainRequest(out, config, engine, resumed=True)
     _check_free(out)
-    if asked.get("from") is None:
+    from_model = check_from(asked.get("from"))
+    if from_model is None:
         return TrainRequest(out, settle(asked), engine)
     if asked.get("preset") == IMPORTED:
-        raise InputError(f"the configuration is of the imported model {asked['from']}, which has no recipe: "
-                         "train --from it without --config")
-    settle({key: value for key, value in asked.items() if key not in ("model", "vocab_size")})  # refused before a model is opened
+        raise InputError(f"the configuration is of the imported model {from_model}, which has no recipe: train --from it without --config")
     keep_optimizer = keep_optimizer or bool(asked.get("start_step"))
-    model, place = load_model(asked["from"])
+    model, place = load_model(from_model)
     if keep_optimizer and not checkpoint.has_state(place):
-        raise InputError(f"{asked['from']} holds no optimiser: without --keep-optimizer it starts fresh")
+        raise InputError(f"{from_model} holds no optimiser: without --keep-optimizer it starts fresh")
     state = checkpoint.load(place, model.config) if keep_optimizer else None
     config = settle(asked, model.config, state["step"] if state else 0)
     return TrainRequest(out, config, engine, first=state or model, tokenizer=model.tokenizer)

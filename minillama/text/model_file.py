@@ -53,9 +53,12 @@ def read_model_file(path):
 
 
 def write_model_file(path, data):
-    """Write the bytes atomically: a reader sees the old file or the new one, never half of one."""
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    """Write the bytes atomically: a reader sees the old file or the new one, never half of one. Raises InputError where it cannot."""
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def parse_model(data, name="the model"):

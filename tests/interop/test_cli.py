@@ -196,7 +196,7 @@ def test_an_imported_run_has_no_optimizer_to_keep(imported, tmp_path, capsys):
 
 def test_resume_takes_no_source(finished, capsys):
     status, _, error = call(capsys, "train", "--resume", "--from", finished, "--out", finished)
-    assert (status, error) == (2, f"error: --from must be nothing, as {finished} was started with it, to --resume, got {finished}\n")
+    assert (status, error) == (2, f"error: --from must be left out: {finished} was started without it, got {finished}\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- refused

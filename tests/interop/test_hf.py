@@ -377,14 +377,15 @@ CONFIGS = {
     "eps as text": (dict(rms_norm_eps="1e-6"), "rms_norm_eps must be a number, got '1e-6'"),
     "a boolean": (dict(hidden_size=True), "hidden_size must be a whole number from 1 to 2147483647, got True"),
     "a float": (dict(num_hidden_layers=2.0), r"num_hidden_layers must be a whole number from 1 to 2147483647, got 2\.0"),
-    "many layers": (dict(num_hidden_layers=2_000_000_000), "must have a tensor for each of its 2000000000 layers, got 30 tensors"),
+    "more layers than tensors": (dict(num_hidden_layers=9000), "must have a tensor for each of its 9000 layers, got 30 tensors"),
+    "many layers": (dict(num_hidden_layers=2_000_000_000), "n_layers must be at most 10000, got 2000000000"),
     "fewer layers": (dict(num_hidden_layers=2), "has a tensor 'model.layers.2.*', which is not supported"),
     "another width": (dict(intermediate_size=136),
                       r"gate_proj\.weight has the shape \(128, 48\), must be \(136, 48\) by the configuration"),
     "a narrow width": (dict(intermediate_size=96), "feed-forward width must be at least 2/3 .* = 128, got 96"),
     "vocabulary": (dict(vocab_size=401), r"embed_tokens\.weight has the shape \(400, 48\)"),
-    "large vocabulary": (dict(vocab_size=128256), "vocab_size is 128256, and must be at most 65536"),
-    "odd heads": (dict(num_attention_heads=16, num_key_value_heads=16, head_dim=3), "RoPE needs it even"),
+    "large vocabulary": (dict(vocab_size=128256), "vocab_size must be at most 65536, got 128256"),
+    "odd heads": (dict(num_attention_heads=16, num_key_value_heads=16, head_dim=3), "head_dim must be even .*, got dim 48"),
     "tied, but not the same": (dict(tie_word_embeddings=True), r"tie_word_embeddings must be false, got True: lm_head\.weight differs"),
 }
 

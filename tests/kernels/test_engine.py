@@ -128,7 +128,7 @@ def test_an_exploding_gradient_is_named(dtype, tiny):
     engine.train_step([batch(tiny, 2, 5)], 1e-2)
     kept, copy = arrays(engine), engine.model.layers[0].wk.detach().clone()
     engine.model.layers[0].wk.register_hook(lambda grad: grad * math.nan)
-    with pytest.raises(Diverged, match=r"step 2: loss \d.*, gradient norm nan; first not finite is the gradient of layers\.0\.wk"):
+    with pytest.raises(Diverged, match=r"step 2: loss \d.*, gradient norm nan; .* not finite is the gradient of layers\.0\.wk"):
         engine.train_step([batch(tiny, 2, 5)], 1e-2)
     assert all(np.array_equal(array, kept[name]) for name, array in arrays(engine).items())
     assert torch.equal(engine.model.layers[0].wk, copy)

@@ -43,7 +43,7 @@ def test_resume_on_another_engine(first, second, runs, text, tmp_path, capsys):
 
 
 def test_the_run_is_introduced_with_its_engine(text, tmp_path, capsys):
-    for name, flags, about in (("a", ["--engine", "numpy"], "numpy, 2 threads, batches in 2 parts"),
+    for name, flags, about in (("a", ["--engine", "numpy"], "numpy, 2 threads, batches in 2 splits"),
                                ("b", [*TORCH, "--dtype", "bfloat16"], "torch on cpu (2 threads), bfloat16")):
         said = call(capsys, "train", "--data", text, "--out", tmp_path / name, *SMALL, *flags, "--steps", "1")[1]
         assert f"context 256; {about}\n" in said

@@ -14,7 +14,7 @@ BAD_PLACES = {
     "no CUDA": (dict(device="cuda"), "device 'cuda' is not here: PyTorch sees no CUDA GPU"),
     "no mps": (dict(device="mps"), "device 'mps' is not here: PyTorch sees no Apple GPU"),
     "an unknown dtype": (dict(dtype="int8"), "dtype must be one of float32, bfloat16, float16, got 'int8'"),
-    "training in float16": (dict(dtype="float16", training=True), "dtype to train in must be float32 or bfloat16, got float16: without loss scaling small gradients vanish"),
+    "training in float16": (dict(dtype="float16", training=True), "dtype to train in must be float32 or bfloat16, got float16"),
     "Triton without CUDA": (dict(kernels="triton"), "engine triton needs a CUDA GPU, and PyTorch sees none: --engine torch runs on the "
                                                     "processor, and TRITON_INTERPRET=1 steps through the kernels there, very slowly"),
 }

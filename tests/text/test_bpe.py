@@ -11,6 +11,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from minillama import files
 from minillama.errors import InputError
 from minillama.text import bpe, corpus, model_file
 from minillama.text.bpe import BPE, TextStream, train_bpe
@@ -252,7 +253,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_file.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(InputError, match="No space left"):
         artificial().save(path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -255,7 +255,7 @@ def test_save_and_load(tmp_path):
 def test_load_of_what_is_no_model(tmp_path):
     with pytest.raises(InputError, match=r"none\.model: No such file"):
         Tokenizer.load(tmp_path / "none.model")
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="it is a folder, not a file"):
         Tokenizer.load(tmp_path)
     for number, content in enumerate([b"", b"hello, this is text", b"\x89PNG\r\n\x1a\n", b"\n\x03abc", TOKENIZERS["400"].model[:2000]]):
         path = tmp_path / f"{number}.model"
