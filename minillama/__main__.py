@@ -28,6 +28,7 @@ from .config import (  # noqa: E402
     check_number,
 )
 from .errors import InputError  # noqa: E402
+from .files import check_name  # noqa: E402
 
 MAX_STDIN = 100_000_000  # bytes
 
@@ -47,10 +48,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path(text):
-    """A path that files can have. A name with a NUL would be a traceback later."""
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a path")
-    return Path(text)
+    try:
+        return Path(check_name(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _text(text):
+    """A text as it was typed, where the environment says ASCII and the terminal sends UTF-8."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _vocab_size(text):
@@ -168,7 +177,8 @@ examples:
   python -m minillama generate runs/nano --prompt "Tom"
   python -m minillama generate runs/nano --prompt "12+34" --temperature 0""")
     _add_run(parser)
-    parser.add_argument("--prompt", "-p", default="", metavar="TEXT", help="text to continue (default: none, the start of a document)")
+    parser.add_argument("--prompt", "-p", type=_text, default="", metavar="TEXT",
+                        help="text to continue (default: none, the start of a document)")
     parser.add_argument("-n", "--max-new-tokens", type=int, default=200, metavar="N",
                         help="at most this many new tokens; fewer at the end of a document or of the context (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="F",
@@ -331,7 +341,7 @@ examples:
     train.set_defaults(command=_tokenizer_train)
     encode = actions.add_parser("encode", formatter_class=Formatter, help="text to ids")
     encode.add_argument("model", metavar="MODEL", type=_path, help="a .model file, or the folder of a run")
-    encode.add_argument("text", nargs="?", metavar="TEXT", help="default: standard input")
+    encode.add_argument("text", nargs="?", type=_text, metavar="TEXT", help="default: standard input")
     encode.add_argument("--pieces", action="store_true", help="show the pieces beside the ids")
     encode.set_defaults(command=_tokenizer_encode)
     decode = actions.add_parser("decode", formatter_class=Formatter, help="ids to text")
@@ -394,7 +404,8 @@ Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside 
 examples:
   python -m minillama info nano
   python -m minillama info 65B --json""")
-    parser.add_argument("name", metavar="RUN|PRESET", help=f"folder of a run, a model that `import` reads, or one of {', '.join(PRESETS)}")
+    parser.add_argument("name", type=_path, metavar="RUN|PRESET",
+                        help=f"folder of a run, a model that `import` reads, or one of {', '.join(PRESETS)}")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(command=_info)
 
@@ -404,9 +415,9 @@ def _info(arguments):
     from .run.config import IMPORTED
     from .run.folder import describe
 
-    name, trained_here = arguments.name, True
-    if name not in PRESETS and _path(name).exists():
-        config, title = describe(name)
+    name, trained_here = str(arguments.name), True
+    if name not in PRESETS and arguments.name.exists():
+        config, title = describe(arguments.name)
         model, recipe, trained_here = config.model, config.train, config.preset != IMPORTED
     elif name in PRESETS:
         model, recipe, title = ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), f"{name}: {PRESETS[name].about}"

@@ -160,14 +160,24 @@ def _target(path):
         raise InputError(f"{path} is a link that leads in a circle") from None
 
 
+def check_name(path):
+    """The path as it is. Raises InputError for one that no file can have, and for one that is not UTF-8, which config.toml cannot hold."""
+    text = str(path)
+    try:
+        if text and "\0" not in text and text.encode("utf-8"):
+            return path
+    except UnicodeEncodeError:
+        pass
+    raise InputError(f"a path must be text in UTF-8, got {text!r:.80}")
+
+
 def check_regular(path):
     """Raise InputError unless this is a file with an end: no folder, pipe or device, whose reading would not return."""
+    check_name(path)
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"cannot read {str(path)!r}: this cannot be the name of a file") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"cannot read {path}: it is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}, not a file")
 

@@ -10,7 +10,7 @@ import tomli_w
 
 from ..config import MAX_THREADS, ModelConfig, Preset, TrainConfig, check_number, preset
 from ..errors import InputError
-from ..files import read_bytes
+from ..files import check_name, read_bytes
 from ..machine import default_threads
 
 MODEL_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -137,15 +137,15 @@ def _check_vocab_size(value):
 
 def check_from(value):
     """The path of the model that a run starts from, None for fresh weights. Raises InputError for what is no path."""
-    if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+    if value is not None and not (isinstance(value, str) and value):
         raise InputError(f"from must be the path of a model, got {value!r:.60}")
-    return value
+    return check_name(value) if value else None
 
 
 def _check_data(data):
     if not (isinstance(data, list | tuple) and all(isinstance(entry, str) and entry for entry in data)):
         raise InputError(f'data must be a list like ["a.txt=0.35", "b.jsonl=0.65"], got {data!r:.60}')
-    return tuple(data)
+    return tuple(map(check_name, data))
 
 
 def _check_same_shape(asked, base):

@@ -115,8 +115,8 @@ def open_run(request):
         tokenizer = load_tokenizer(out)
         mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), cache)
     else:
-        _check_writable(out.parent)
         sources = make_sources(config.data, config.train.seed)
+        _check_writable(out.parent)
         if request.tokenizer:
             tokenizer = Tokenizer(request.tokenizer, config.from_model)
         else:

@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import check_regular
+from ..files import check_name, check_regular
 from . import corpus
 
 CHUNK = 1 << 20  # bytes of a file read at a time
@@ -175,7 +175,7 @@ def parse_data(specs):
     """
     sources = []
     for spec in specs:
-        path, weight = _split_spec(spec)
+        path, weight = _split_spec(check_name(spec))
         if any(source.path == Path(path) for source in sources):
             raise InputError(f"--data names {path} twice: give each file once, with one weight")
         taken = {source.name for source in sources}
