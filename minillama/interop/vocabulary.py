@@ -16,7 +16,6 @@ from ..errors import InputError
 from ..text.bpe import BPE
 from ..text.model_file import BYTE, BYTE_PIECES, CONTROL, MAX_VOCAB_SIZE, NORMAL, SPACE, UNKNOWN
 
-MAX_BYTES = 20_000_000  # of a tokenizer's file; LLaMA's have at most a tenth of it
 MAX_PIECE = 256  # characters: every way to cut a piece is tried, which takes quadratic time
 NORMALIZER = {
     "type": "Sequence",

@@ -13,10 +13,10 @@ from interop_models import small, tokenizer
 
 from minillama import interop
 from minillama.__main__ import main
-from minillama.engine import NumpyEngine
-from minillama.generate import generate
+from minillama.engine.numpy_engine import NumpyEngine
+from minillama.generate import Sampling, generate
 from minillama.interop.meta import meta_name
-from minillama.run import import_model
+from minillama.run.folder import import_model
 from minillama.text.model_file import FIRST_ID
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,7 +50,7 @@ def written():
     """What our own greedy generation writes after Tom, 40 tokens."""
     model, start = talker(), tokenizer().encode("Tom", bos=True)
     engine = NumpyEngine(model.config, params=model.tensors, threads=1)
-    return tokenizer().decode(start + list(generate(engine, start, 40, tokenizer().eos_id, temperature=0)))
+    return tokenizer().decode(start + list(generate(engine, start, 40, tokenizer().eos_id, Sampling(temperature=0))))
 
 
 EXPECTED = {  # what a snippet prints, by the client it imports
