@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InputError
 from ..files import atomic, inside, read_bytes, read_json, write_json
 from ..nn import param_shapes
+from ..text.model_file import MAX_BYTES
 from . import vocabulary
 from .model import DTYPES, KV, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
@@ -319,5 +320,5 @@ def read_tokenizer(folder, vocab_size):
     for name, rebuild in (("tokenizer.model", lambda data, path: data), ("tokenizer.json", vocabulary.from_tokenizer_json)):
         if os.path.lexists(folder / name):
             path = inside(folder, name)
-            return vocabulary.checked(rebuild(read_bytes(path, vocabulary.MAX_BYTES), path), vocab_size, path)
+            return vocabulary.checked(rebuild(read_bytes(path, MAX_BYTES), path), vocab_size, path)
     raise InputError(f"{folder} has neither a tokenizer.model nor a tokenizer.json")

@@ -20,6 +20,7 @@ from ..files import atomic, inside, read_bytes
 from ..nn import param_shapes
 from ..nn.model import BLOCK_NAMES
 from ..nn.rope import rope_tables
+from ..text.model_file import MAX_BYTES
 from . import vocabulary
 from .model import KV, Model, Tensors, cast, config_for, grouping, ungrouped
 
@@ -100,5 +101,5 @@ def read(path):
         return ungrouped(name, np.memmap(path, np.float32, "r", start, shapes[name]), n_heads, n_kv_heads)
 
     beside = inside(path.parent, TOKENIZER)
-    tokenizer = vocabulary.from_tokenizer_bin(read_bytes(beside, vocabulary.MAX_BYTES), config.vocab_size, beside)
+    tokenizer = vocabulary.from_tokenizer_bin(read_bytes(beside, MAX_BYTES), config.vocab_size, beside)
     return Model(config, Tensors(shapes, load, path), tokenizer, "f32", f"llama2.c{grouping(n_heads, n_kv_heads)}")

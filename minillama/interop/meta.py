@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import atomic, inside, read_bytes, read_json, write_json
 from ..nn import param_shapes
+from ..text.model_file import MAX_BYTES
 from . import vocabulary
 from .model import DTYPES, Model, Settings, Tensors, cast, check_shapes, config_for, file_shapes, grouping, ungrouped
 
@@ -94,7 +95,7 @@ def read(folder):
     parts = [_Part(path) for path in files]
     found = _joined([part.shapes for part in parts], folder)
     path = inside(folder, "tokenizer.model")
-    tokenizer = read_bytes(path, vocabulary.MAX_BYTES)
+    tokenizer = read_bytes(path, MAX_BYTES)
     pieces = vocabulary.read_pieces(tokenizer, path)
     config = _read_config(settings, found, len(pieces))
     n_kv_heads = settings.divisor("n_kv_heads", config.n_heads, config.n_heads)
