@@ -302,7 +302,7 @@ def tensors_in(path):
         found = {name: (path, tuple(view.get_shape()), view.get_dtype()) for name, view in views.items()}
     for name, (_, _, code) in found.items():
         if code not in CODES.values():
-            raise InputError(f"{path}: {name} is {code}, and only {', '.join(CODES.values())} are supported")
+            raise InputError(f"{path}: {name} must be one of {', '.join(CODES.values())}, got {code}")
     return found
 
 

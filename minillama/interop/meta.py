@@ -180,7 +180,7 @@ class _Part:
 
 
 def _stamp(path):
-    """What is another when a file was written to or replaced. Raises OSError where it is gone."""
+    """Numbers that change when a file is written to or replaced. Raises OSError if the file was deleted."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -142,7 +142,7 @@ def check_shapes(found, expected, where):
         if name not in found:
             raise InputError(f"{where} has no tensor {name}")
         if tuple(found[name]) != shape:
-            raise InputError(f"{where}: {name} has the shape {tuple(found[name])}, must be {shape} by the configuration")
+            raise InputError(f"{where}: {name} must have the shape {shape}, by the configuration, got {tuple(found[name])}")
     for name in found:
         if name not in expected:
             raise InputError(f"{where} has a tensor {name!r:.80}, which is not supported: LLaMA-1 has none of this name")

@@ -105,8 +105,10 @@ BREAKS = {
     "a pickle": (lambda p: p.write_bytes(pickle.dumps({"norm": [1.0]})), "only safetensors are read, never pickle"),
     "missing tensor": (lambda p: rewrite(p, lambda t: t.pop("model.norm.weight")), r"has no tensor model\.norm\.weight"),
     "foreign tensor": (lambda p: rewrite(p, lambda t: t.update(bias=np.ones(2, np.float32))), "has a tensor 'bias'"),
-    "wrong shape": (lambda p: rewrite(p, lambda t: t.update({NORM: np.ones(13, np.float32)})), r"norm\.weight has the shape \(13,\)"),
-    "wrong dtype": (lambda p: rewrite(p, lambda t: t.update({NORM: np.ones(12, np.int32)})), r"norm\.weight is I32, and only F32"),
+    "wrong shape": (lambda p: rewrite(p, lambda t: t.update({NORM: np.ones(13, np.float32)})),
+                    r"norm\.weight must have the shape \(12,\), .* got \(13,\)"),
+    "wrong dtype": (lambda p: rewrite(p, lambda t: t.update({NORM: np.ones(12, np.int32)})),
+                    r"norm\.weight must be one of F32, F16, BF16, got I32"),
     "not a number": (lambda p: rewrite(p, lambda t: t[NORM].__setitem__(3, np.nan)), "norm holds values that are not finite"),
 }
 
