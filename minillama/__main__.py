@@ -255,9 +255,10 @@ example:
 
 def _compare(arguments):
     from .report.compare import compare, format_comparison
-    from .report.plot import plot_compare
+    from .report.plot import check_picture, plot_compare
     from .run.folder import load_records
 
+    check_picture(arguments.out)
     records = [load_records(path) for path in arguments.runs]
     names = [str(path) for path in arguments.runs]
     result = compare(*names, *records)
@@ -484,6 +485,10 @@ def _bench(arguments):
     for count in threads:
         if not (count.isdecimal() and len(count) < 5 and 1 <= int(count) <= MAX_THREADS):
             raise InputError(f"--threads must hold whole numbers from 1 to {MAX_THREADS}, got {count!r:.60}")
+    if arguments.plot:
+        from .report.plot import check_picture
+
+        check_picture(arguments.plot)
     if arguments.profile or arguments.plot:
         rows = {shape: bench.profile(shape, int(threads[0])) for shape in shapes}
         if arguments.plot:

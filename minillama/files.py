@@ -5,6 +5,7 @@ did not. The temporary name holds the machine and the process, so that what a ki
 writer in the same folder.
 """
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -109,6 +110,40 @@ def _remove(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path, sentence):
+    """Hold a file that nobody else may hold at the same time. The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        InputError: with `sentence`, where another process holds it
+    """
+    with open(path, "rb") as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise InputError(sentence) from None             # any other: a file system without locks
+        yield
+
+
+def _lock(file):
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(1 << 30)                                       # beyond the end: the text stays readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def sha256(path):
+    """The hash of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def new_path(path, flag="-o"):

@@ -64,12 +64,20 @@ def train(request, watcher):
         InputError: bad input; Diverged, with the last good checkpoint in place
         OSError: a disk that is full or read-only, likewise
     """
-    run = open_run(request)
+    with open_run(request) as run:
+        config = run.config
+        engine = make_engine(request.engine, config.model, config.train, threads=config.threads, batch_splits=config.batch_splits)
+        if run.state:
+            engine.load_state(run.state)
+        watcher.begins(run, engine)
+        complete = _loop(run, engine, watcher)
+        watcher.ends(run, engine.step, complete)
+    return 0 if complete else INTERRUPTED
+
+
+def _loop(run, engine, watcher):
+    """From the engine's step to the run's last one: True if it got there, False if it was interrupted."""
     config = run.config
-    engine = make_engine(request.engine, config.model, config.train, threads=config.threads, batch_splits=config.batch_splits)
-    if run.state:
-        engine.load_state(run.state)
-    watcher.begins(run, engine)
     samples_at = {config.start_step + math.ceil(config.train.steps * share) for share in (0.1, 0.3, 0.6, 1)}
     with Metrics(run.out / "metrics.jsonl", engine.step) as metrics, StopOnSignal() as stop:
         if is_unscored(metrics.records, config):                 # an evaluation was interrupted
@@ -85,9 +93,7 @@ def train(request, watcher):
             if _is_due(engine.step, config.train.save_every, config) or stop.asked:
                 save(engine, run, metrics)
                 watcher.saved(run, metrics.records)
-        complete = engine.step >= config.last_step and not is_unscored(metrics.records, config)
-    watcher.ends(run, engine.step, complete)
-    return 0 if complete else INTERRUPTED
+        return engine.step >= config.last_step and not is_unscored(metrics.records, config)
 
 
 def train_step(engine, mixture, recipe, start_step=0):

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def same_run(left, right):
 
 
 def test_a_run_leaves_everything(finished):
-    assert {p.name for p in finished.iterdir()} == {"config.toml", "tokenizer.model", "metrics.jsonl", "loss.png", "checkpoints"}
+    left = {"config.toml", "fingerprints.json", "tokenizer.model", "metrics.jsonl", "loss.png", "checkpoints"}
+    assert {p.name for p in finished.iterdir()} == left
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["latest", "step-000010", "step-000012"]
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -197,6 +199,90 @@ def test_kill_9_at_any_moment(attempt, finished, text, tmp_path):
     expected, actual = weights(finished), weights(out)
     assert all(np.array_equal(expected[name], actual[name]) for name in expected)
     assert metrics(out) == metrics(finished)
+
+
+def copied(finished, text, tmp_path, step=10):
+    """(the run, its text), both free to be changed, the run as it was after `step`."""
+    own = shutil.copy(text, tmp_path / "a.txt")
+    assert run(tmp_path / "a", *SMALL, "--steps", "2", text=str(own)) == 0
+    out = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints" / "step-000012")
+    config = (out / "config.toml").read_text()
+    (out / "config.toml").write_text(config.replace(text, str(own)))
+    return out, own
+
+
+def refused(capsys, out):
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run(out, "--resume") == 2
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return capsys.readouterr().err
+
+
+def test_resume_of_a_copy_on_the_same_text(finished, text, tmp_path):
+    out, own = copied(finished, text, tmp_path)
+    assert run(out, "--resume") == 0
+    same_run(finished, out)
+
+
+def test_resume_after_the_text_has_changed_is_refused(finished, text, tmp_path, capsys):
+    """By a single letter, at equal length."""
+    out, own = copied(finished, text, tmp_path)
+    own.write_text(own.read_text().replace("red", "rad", 1))
+    assert f"the text of a has changed since {out} was started: train --from {out} --data FILE goes on" in refused(capsys, out)
+    assert main(["eval", str(out), "--engine", "numpy"]) == 2
+    assert "the text of a has changed" in capsys.readouterr().err
+
+
+def test_resume_with_another_tokenizer_of_equal_size_is_refused(finished, text, tmp_path, capsys):
+    from minillama.text.tokenizer import Tokenizer
+
+    out, own = copied(finished, text, tmp_path)
+    Tokenizer.train(["another text, of other letters: xyz zyx " * 200], 290).save(out / "tokenizer.model")
+    assert "tokenizer.model must be the one that the run was started with, got another" in refused(capsys, out)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "no counts", "odd counts"])
+def test_damaged_tokens_in_the_cache_are_made_again(damage, finished, text, tmp_path):
+    out, own = copied(finished, text, tmp_path)
+    for folder in (tmp_path / ".cache").iterdir():
+        tokens = folder / "train.bin"
+        if damage == "truncated":
+            os.truncate(tokens, tokens.stat().st_size - 2)
+        elif damage == "zeroed":
+            tokens.write_bytes(bytes(tokens.stat().st_size))
+        else:
+            (folder / "meta.json").write_text("{" if damage == "no counts" else '{"train": {}, "val": 7}')
+    assert run(out, "--resume") == 0
+    same_run(finished, out)
+
+
+def test_one_process_a_run(finished, text, tmp_path, capsys):
+    """A second --resume, of a run that is being trained, is one sentence; a process that died holds nothing."""
+    out, own = copied(finished, text, tmp_path)
+    script = f"""import sys
+from minillama.__main__ import main
+from minillama.engine import factory, numpy_engine
+factory.has_cuda = lambda: False
+original = numpy_engine.NumpyEngine.train_step
+def waiting(*arguments):
+    print("training", flush=True)
+    sys.stdin.read()
+    return original(*arguments)
+numpy_engine.NumpyEngine.train_step = waiting
+main(["train", "--resume", "--out", {str(out)!r}])"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while "training" not in process.stdout.readline():
+        pass
+    error = refused(capsys, out)
+    assert error == f"error: {out} is being trained by another process: wait until it ends, or stop it\n"
+    assert main(["generate", str(out), "-n", "3", "--engine", "numpy"]) == 0
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    assert run(out, "--resume") == 0
+    same_run(finished, out)
 
 
 def test_resume_where_no_checkpoint_exists_yet(finished, text, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,9 @@
 made of."""
 import math
 import os
+from pathlib import Path
 
+from ..errors import InputError
 from ..files import atomic
 
 _backend = os.environ.pop("MPLBACKEND", None)  # drawn to files only: a name that is no backend must not be in the way
@@ -13,6 +15,7 @@ from matplotlib.ticker import NullFormatter  # noqa: E402
 if _backend is not None:
     os.environ["MPLBACKEND"] = _backend
 
+SOFTWARE = "minillama"  # stands in every picture
 INK, TRAIN, VAL, FLOOR = "#333333", "#9db7d5", "#c8452f", "#2a7f4f"
 
 
@@ -120,6 +123,29 @@ def plot_profile(rows, path, title):
     _save(figure, path)
 
 
+def check_picture(path):
+    """Refuse a path that a picture cannot be written to, before anything is computed for it: what is there may only be one of ours.
+
+    Raises:
+        InputError: its folder is missing, or something else is there
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path} must be in a folder that exists")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"{path} must be in a folder that can be written to")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise InputError(f"{path} already exists and is no picture of minillama's: choose another file")
+
+
+def _is_ours(path):
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(200)
+    return head.startswith(b"\x89PNG") and SOFTWARE.encode() in head
+
+
 def _save(figure, path):
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": SOFTWARE})

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from ..engine.factory import make_engine
 from ..errors import InputError
 from ..evaluate import evaluate, summary
-from ..run.folder import holds_run, load
+from ..run.folder import check_fingerprints, holds_run, load
 from ..text.mixture import Mixture
 from ..text.prepare import make_sources, prepare_shards
 from ..text.sources import parse_data
@@ -39,7 +39,9 @@ def score_run(path, data, engine, threads=None):
             print("note: this run was trained on a part of this text; without --data only what was held out is scored", file=sys.stderr)
         shards = prepare_shards(sources, tokenizer, cache)
     else:
-        shards = prepare_shards(make_sources(config.data, recipe.seed), tokenizer, cache, recipe.val_fraction)
+        sources = make_sources(config.data, recipe.seed)
+        check_fingerprints(path, tokenizer, sources)
+        shards = prepare_shards(sources, tokenizer, cache, recipe.val_fraction)
         mixture = Mixture(shards, recipe.seq_len, recipe.seed, tokenizer.bos_id)
         epochs = mixture.epochs((trained.step - config.start_step) * config.tokens_per_step)
     engine = make_engine(engine, config.model, params=trained.params, threads=threads)

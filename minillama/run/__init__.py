@@ -2,6 +2,7 @@
 
     runs/NAME/config.toml        every setting; `train --config` reads it back (config.py)
     runs/NAME/tokenizer.model    SentencePiece
+    runs/NAME/fingerprints.json  hashes of tokenizer and text, which --resume compares
     runs/NAME/metrics.jsonl      a line per step (metrics.py)
     runs/NAME/loss.png           training and validation loss, entropy floor, learning rate
     runs/NAME/tensorboard/       the numbers of metrics.jsonl again, where TensorBoard is installed

@@ -3,6 +3,7 @@
     checkpoints/step-000500/config.json model.safetensors tokenizer.model ...   the model: `transformers` opens it as it stands
     checkpoints/step-000500/train_state/optimizer.safetensors                   both moments of every parameter: m.NAME, v.NAME
     checkpoints/step-000500/train_state/state.json                              {"step": 500}
+    checkpoints/step-000500/checksums.json                                      sha256 of both, so that a flipped bit is noticed
     checkpoints/latest                                                          the name of the newest
 
 The moments keep the names and the row order they have in memory: nothing but minillama reads them. A model that came from elsewhere
@@ -19,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic, write_text
+from ..files import atomic, read_json, sha256, write_json, write_text
 from ..interop import Model, Tensors, hf
 from ..interop.model import check_shapes, finite
 from ..nn import param_shapes
 
 OPTIMIZER = "train_state/optimizer.safetensors"
 STATE = "train_state/state.json"
+CHECKSUMS = "checksums.json"
 
 
 def save(folder, state, config, tokenizer, keep=2):
@@ -48,6 +50,7 @@ def save(folder, state, config, tokenizer, keep=2):
         moments = {f"{kind}.{name}": tensor for kind in "mv" for name, tensor in state[kind].items()}
         hf.write_safetensors(making / OPTIMIZER, [(name, tensor.shape, lambda t=tensor: t) for name, tensor in moments.items()])
         (making / STATE).write_text(json.dumps({"step": state["step"]}) + "\n", encoding="utf-8")
+        _write_checksums(making)
     write_text(folder / "latest", final.name + "\n")
     for old in finished(folder)[:-keep]:
         shutil.rmtree(old)
@@ -59,7 +62,21 @@ def save_model(folder, model):
     with atomic(Path(folder) / "step-000000", parents=True) as making:
         making.mkdir()
         hf.fill(making, model, model.dtype)
+        _write_checksums(making)
     write_text(Path(folder) / "latest", "step-000000\n")
+
+
+def _write_checksums(folder):
+    files = sorted(folder.rglob("*.safetensors"))
+    write_json(folder / CHECKSUMS, {file.relative_to(folder).as_posix(): sha256(file) for file in files})
+
+
+def _check(path, files):
+    """Raise InputError where one of a checkpoint's files is not what was written: a single bit that flipped is enough."""
+    kept = read_json(path / CHECKSUMS) if (path / CHECKSUMS).exists() else {}
+    for file in files:
+        if file in kept and sha256(path / file) != kept[file]:
+            raise InputError(f"{path / file} is damaged: its content is no longer what was written")
 
 
 def finished(folder):
@@ -79,6 +96,7 @@ def load_params(path, config):
         ours, theirs = getattr(config, name), getattr(found, name)
         if ours != theirs:
             raise InputError(f"{Path(path) / 'config.json'} does not fit this run's config.toml: {name} must be {ours}, got {theirs}")
+    _check(Path(path), [file.name for file in Path(path).glob("*.safetensors")])
     return params
 
 
@@ -107,6 +125,7 @@ def load(path, config):
         m, v = (Tensors(shapes, lambda name: np.zeros(shapes[name], np.float32), path) for _ in "mv")
         return {"step": 0, "params": params, "m": m, "v": v}
     m, v = _load_moments(path / OPTIMIZER, config)
+    _check(path, [OPTIMIZER])
     try:
         step = json.loads((path / STATE).read_bytes())["step"]
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:

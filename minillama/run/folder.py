@@ -6,12 +6,14 @@ from typing import NamedTuple
 from .. import interop
 from ..config import TrainConfig
 from ..errors import InputError
-from ..files import atomic
+from ..files import atomic, read_json, write_json
 from ..machine import default_threads
 from ..text.tokenizer import Tokenizer
 from . import checkpoint
 from .config import IMPORTED, RunConfig, from_toml, to_toml
 from .metrics import read_metrics
+
+FINGERPRINTS = "fingerprints.json"
 
 
 class Trained(NamedTuple):
@@ -34,19 +36,38 @@ class Trained(NamedTuple):
         return self.config.preset != IMPORTED
 
 
-def create(path, config, tokenizer, first=None):
+def create(path, config, tokenizer, first=None, sources=()):
     """Make a run's folder with its configuration and tokenizer: all of it, or nothing.
 
-    first: what its first checkpoint holds: a Model from elsewhere, or the `state()` of an engine; None leaves it to the training
+    first:   what its first checkpoint holds: a Model from elsewhere, or the `state()` of an engine; None leaves it to the training
+    sources: what it is trained on: their fingerprints are kept
     """
     with atomic(path, parents=True) as making:
         making.mkdir()
         (making / "config.toml").write_text(to_toml(config), encoding="utf-8")
         tokenizer.save(making / "tokenizer.model")
+        if sources:
+            write_json(making / FINGERPRINTS, fingerprints(tokenizer, sources))
         if isinstance(first, interop.Model):
             checkpoint.save_model(making / "checkpoints", first)
         elif first is not None:
             checkpoint.save(making / "checkpoints", first, config.model, tokenizer.model)
+
+
+def fingerprints(tokenizer, sources):
+    """What a run was trained on, in hashes: {"tokenizer": sha256, "text": {source: hash of its content}}."""
+    return {"tokenizer": tokenizer.fingerprint, "text": {source.name: source.fingerprint() for source in sources}}
+
+
+def check_fingerprints(path, tokenizer, sources):
+    """Raise InputError where text or tokenizer are no longer those that a run was started with."""
+    kept, found = read_json(Path(path) / FINGERPRINTS), fingerprints(tokenizer, sources)
+    if kept.get("tokenizer") != found["tokenizer"]:
+        raise InputError(f"{path}/tokenizer.model must be the one that the run was started with, got another")
+    if kept.get("text") != found["text"]:
+        changed = [name for name, hash in found["text"].items() if kept.get("text", {}).get(name) != hash]
+        raise InputError(f"the text of {', '.join(changed) or path} has changed since {path} was started: "
+                         f"train --from {path} --data FILE goes on with another text")
 
 
 def holds_run(path):

@@ -4,6 +4,7 @@
 """
 import dataclasses
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,14 @@ from ..config import EngineConfig
 from ..engine.factory import resolve_engine
 from ..engine.numpy_engine import faster_batch_splits
 from ..errors import InputError
+from ..files import locked
 from ..interop import Model
 from ..text.mixture import Mixture
 from ..text.prepare import make_sources, prepare_shards, train_tokenizer
 from ..text.tokenizer import Tokenizer
 from . import checkpoint
 from .config import IMPORTED, RunConfig, check_from, check_unchanged, settle
-from .folder import create, holds_run, load_model, load_tokenizer, read_config
+from .folder import check_fingerprints, create, holds_run, load_model, load_tokenizer, read_config
 
 
 @dataclass(frozen=True)
@@ -99,21 +101,20 @@ def _check_free(out):
         raise InputError(f"{out} already exists and is not a run: choose an --out that does not exist yet")
 
 
+@contextmanager
 def open_run(request):
-    """Start a run's folder, or continue it: Run.
+    """Start a run's folder, or continue it: Run, which is this process's alone until the block ends.
 
     Raises:
-        InputError: bad data
+        InputError: bad data, a text that is no longer the run's, or a run that another process has open
         OSError: it cannot be written
     """
     out, config = request.out, request.config
     cache = out.parent / ".cache"
-    checkpoints = checkpoint.finished(out / "checkpoints")
     if request.resumed:
-        if not checkpoints:
-            print(f"{out}: no complete checkpoint yet, starting from the beginning")
-        tokenizer = load_tokenizer(out)
-        mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), cache)
+        tokenizer, sources = load_tokenizer(out), make_sources(config.data, config.train.seed)
+        check_fingerprints(out, tokenizer, sources)
+        mixture = _mixture(config, tokenizer, sources, cache)
     else:
         sources = make_sources(config.data, config.train.seed)
         _check_writable(out.parent)
@@ -126,10 +127,12 @@ def open_run(request):
         if config.batch_splits is None:
             splits = _measured_splits(config, mixture) if request.engine.name == "numpy" else config.threads
             config = dataclasses.replace(config, batch_splits=splits)
-        create(out, config, tokenizer, request.first)
+        create(out, config, tokenizer, request.first, sources)
+    with locked(out / "config.toml", f"{out} is being trained by another process: wait until it ends, or stop it"):
         checkpoints = checkpoint.finished(out / "checkpoints")
-    state = checkpoint.load(checkpoints[-1], config.model) if checkpoints else None
-    return Run(out, config, tokenizer, mixture, state)
+        if request.resumed and not checkpoints:
+            print(f"{out}: no complete checkpoint yet, starting from the beginning")
+        yield Run(out, config, tokenizer, mixture, checkpoint.load(checkpoints[-1], config.model) if checkpoints else None)
 
 
 def _mixture(config, tokenizer, sources, cache):

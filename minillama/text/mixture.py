@@ -8,16 +8,16 @@ LLaMA mixes seven sources so [LLaMA §2.1, table 1], and reports how often each 
 Lesson: lessons/12_data.ipynb.
 """
 import hashlib
-import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic
+from ..files import atomic, read_json, sha256, write_json
 from ..nn import IGNORE
 
 BATCH_CHARACTERS = 1 << 20  # text tokenised at a time
@@ -109,6 +109,17 @@ class _Writer:
         self.counts[side]["tokens"] += len(ids)
 
 
+def _read_counts(folder):
+    """The counts of a shard whose files are as they were written, else None."""
+    try:
+        counts = read_json(folder / "meta.json")
+        if all(sha256(folder / f"{side}.bin") == counts[side]["sha256"] for side in ("train", "val")):
+            return counts
+    except (InputError, OSError, KeyError, TypeError):
+        pass
+    return None
+
+
 def _open_stream(folder, side, count):
     if not count["tokens"]:
         return None
@@ -134,7 +145,8 @@ def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lamb
     """
     key = hashlib.sha256(f"1 {source.fingerprint()} {tokenizer.fingerprint} {val_fraction}".encode()).hexdigest()[:16]
     folder = Path(cache) / f"{source.name.replace('/', '_')[-40:]}-{key}"
-    if not folder.exists():
+    if _read_counts(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)                # damaged, if it is there: a cache can be made again
         try:
             with atomic(folder, parents=True) as making:
                 making.mkdir()
@@ -142,10 +154,12 @@ def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lamb
                     for side, chunks, bits in source.held_out() if val_fraction is None else source.documents(val_fraction):
                         writer.add(side, chunks, bits)
                     writer.flush()
-                (making / "meta.json").write_text(json.dumps(writer.counts, indent=1), encoding="utf-8")
+                for side, count in writer.counts.items():
+                    count["sha256"] = sha256(making / f"{side}.bin")
+                write_json(making / "meta.json", writer.counts)
         except FileExistsError:
             pass                                                 # another process was faster: its work is the same
-    counts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    counts = _read_counts(folder)
     return Shard(source.name, share, *(_open_stream(folder, side, counts[side]) for side in ("train", "val")))
 
 

@@ -65,6 +65,30 @@ def test_the_same_run(two, capsys):
     assert (two / "compare.png").exists()
 
 
+@pytest.mark.parametrize("command", ["compare", "bench"])
+def test_nothing_but_a_picture_of_ours_is_overwritten(command, two, capsys, monkeypatch):
+    from minillama.report import bench
+
+    monkeypatch.setattr(bench, "profile", lambda *a: pytest.fail("it was measured before the path was looked at"))
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save("theirs.png")
+    (two / "link.png").symlink_to("a/loss.png")
+    before = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+    start = ["compare", "a", "b", "--out"] if command == "compare" else ["bench", "--shapes", "a", "--plot"]
+    for path in ("a/config.toml", "theirs.png", "link.png", "a", "/dev/null"):
+        status, said, err = call(capsys, *start, path)
+        assert (status, said, err) == (2, "", f"error: {path} already exists and is no picture of minillama's: choose another file\n")
+    assert before == {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+
+
+def test_a_picture_of_ours_is_replaced(two, capsys):
+    assert call(capsys, "compare", "a", "b")[0] == 0
+    first = (two / "compare.png").read_bytes()
+    assert call(capsys, "compare", "a", "a")[0] == 0
+    assert (two / "compare.png").read_bytes() != first
+
+
 @pytest.mark.parametrize("case", ["no run", "no metrics", "nothing in common", "no folder for the picture"])
 def test_bad_input(case, two, capsys):
     right, out = "b", "compare.png"
@@ -77,7 +101,7 @@ def test_bad_input(case, two, capsys):
         (two / "b" / "metrics.jsonl").write_text(json.dumps(record(20, 1.0)) + "\n" + json.dumps(record(21, 1.0)) + "\n")
         message = "the runs have no step in common: a has 1 to 12 and b has 20 to 21"
     else:
-        out, message = "nowhere/c.png", "nowhere/c.png: No such file or directory"
+        out, message = "nowhere/c.png", "nowhere/c.png must be in a folder that exists"
     status, said, err = call(capsys, "compare", "a", right, "--out", out)
     assert (status, said, err) == (2, "", f"error: {message}\n")
     assert not (two / "compare.png").exists()

@@ -117,6 +117,7 @@ BREAKS = {
 def test_broken_checkpoints_are_refused(kind, engine, tiny, tmp_path):
     path = save(tmp_path, engine)
     change, message = BREAKS[kind]
+    (path / "checksums.json").unlink()                           # as a writer that has none: the damage itself is seen
     change(path / "model.safetensors")
     with pytest.raises(InputError, match=message) as error:
         dict(checkpoint.load(path, tiny)["params"])
@@ -134,6 +135,17 @@ def test_broken_moments_are_refused(kind, engine, tiny, tmp_path):
     assert "optimizer.safetensors" in str(error.value)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "train_state/optimizer.safetensors"])
+def test_a_flipped_bit_is_noticed(file, engine, tiny, tmp_path):
+    """In the last bit of a number, where it is as good as any other."""
+    path = save(tmp_path, engine)
+    data = bytearray((path / file).read_bytes())
+    data[-4] ^= 1
+    (path / file).write_bytes(data)
+    with pytest.raises(InputError, match=f"{file} is damaged: its content is no longer what was written"):
+        checkpoint.load(path, tiny)
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(norm_eps=1e-3), r"norm_eps must be 0\.001, got 0\.01"), (dict(max_seq_len=17), "max_seq_len must be 17, got 16"),
     (dict(multiple_of=9), "hidden_dim must be 36, got 35"), (dict(n_layers=3), "n_layers must be 3, got 2"),
@@ -149,7 +161,7 @@ def test_it_is_a_hugging_face_directory(engine, tiny, tmp_path):
     """With nothing beside the weights that a tool would take for weights, and the training state out of the way."""
     path = save(tmp_path, engine)
     assert sorted(os.listdir(path)) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
+        "checksums.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
         "tokenizer_config.json", "train_state",
     ]
     model = interop.read(path)
