@@ -145,14 +145,23 @@ def _train(arguments):
     flags |= {"model": {key: given[key] for key in MODEL_KEYS if key in given and key != "vocab_size"},
               "train": {key: given[key] for key in TRAIN_KEYS if key in given}}
     asked = merged(read_toml(arguments.config) if arguments.config else {}, flags)
-    out = arguments.out or Path("runs") / str(asked.get("preset", "nano"))
+    out = arguments.out or _default_out(asked, arguments.resume)
     engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention)
     request = read_request(out, asked, engine, arguments.resume, arguments.keep_optimizer)
     check_memory(request.config, request.engine)
-    if arguments.resume and not request.resumed:
-        print(f"{out} holds no run yet: starting from the beginning")
     with Console() as console:
         return train(request, console)
+
+
+def _default_out(asked, resume):
+    """runs/NAME: the first text's name, else the preset's; for a new run with a number behind it where that is taken."""
+    from .run.folder import free_name
+    from .text.sources import split_spec
+
+    data = asked.get("data")
+    named = isinstance(data, list) and data and isinstance(data[0], str)
+    path = Path("runs") / (Path(split_spec(data[0])[0]).stem if named else str(asked.get("preset", "nano")))
+    return path if resume else free_name(path)
 
 
 def _open(path, engine, threads=None, batch_splits=None):

@@ -23,9 +23,9 @@ MAX_INT = 2**31 - 1  # of a setting whose own limit is not lower
 MAX_THREADS = 1024
 
 
-def _field(default, help, low=None, high=None, above=None):
-    """A dataclass field with its help text and limits: low <= value <= high, value > above."""
-    metadata = {"help": help, "low": low, "high": high, "above": above}
+def _field(default, help, low=None, high=None, above=None, paper=False):
+    """A dataclass field with its help text and limits: low <= value <= high, value > above. paper: the default is the paper's own."""
+    metadata = {"help": help, "low": low, "high": high, "above": above, "paper": paper}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -88,10 +88,10 @@ class ModelConfig:
     n_layers: int = _field(dataclasses.MISSING, "number of transformer layers L", low=1, high=10_000)
     n_heads: int = _field(dataclasses.MISSING, "attention heads H; head_dim = dim / n_heads must be even (RoPE rotates pairs)", low=1)
     vocab_size: int = _field(dataclasses.MISSING, "vocabulary V; ids are stored as uint16", low=1, high=65536)
-    multiple_of: int = _field(256, "hidden_dim is 2/3 * 4 * dim, rounded up to a multiple of this", low=1, high=2**20)
-    norm_eps: float = _field(1e-6, "added to the mean square in RMSNorm", low=0.0, high=1.0)
-    rope_theta: float = _field(10000.0, "base of the RoPE frequencies", above=0.0, high=1e12)
-    max_seq_len: int = _field(2048, "context: the longest sequence, in tokens", low=1, high=2**20)
+    multiple_of: int = _field(256, "hidden_dim is 2/3 * 4 * dim, rounded up to a multiple of this", low=1, high=2**20, paper=True)
+    norm_eps: float = _field(1e-6, "added to the mean square in RMSNorm", low=0.0, high=1.0, paper=True)
+    rope_theta: float = _field(10000.0, "base of the RoPE frequencies", above=0.0, high=1e12, paper=True)
+    max_seq_len: int = _field(2048, "context: the longest sequence, in tokens (follows --seq-len)", low=1, high=2**20, paper=True)
 
     def __post_init__(self):
         _check_fields(self)
@@ -117,16 +117,16 @@ class TrainConfig:
 
     steps: int = _field(10_000, "optimiser steps", low=1)
     batch_size: int = _field(16, "rows per micro-batch", low=1, high=2**20)
-    seq_len: int = _field(2048, "tokens per row, at most max_seq_len", low=1)
+    seq_len: int = _field(2048, "tokens per row, at most max_seq_len", low=1, high=2**20, paper=True)
     grad_accum_steps: int = _field(1, "micro-batches per step; their gradients are averaged by token", low=1, high=2**20)
-    lr: float = _field(3e-4, "peak learning rate", above=0.0, high=1e30)
-    warmup_steps: int = _field(2000, "steps of linear warm-up from 0", low=0)
-    final_lr_fraction: float = _field(0.1, "the cosine ends at this fraction of lr", low=0.0, high=1.0)
-    beta1: float = _field(0.9, "AdamW: decay of the gradient's running mean", low=0.0, high=0.9999999)
-    beta2: float = _field(0.95, "AdamW: decay of the squared gradient's running mean", low=0.0, high=0.9999999)
+    lr: float = _field(3e-4, "peak learning rate", above=0.0, high=1e30, paper=True)
+    warmup_steps: int = _field(2000, "steps of linear warm-up from 0", low=0, paper=True)
+    final_lr_fraction: float = _field(0.1, "the cosine ends at this fraction of lr", low=0.0, high=1.0, paper=True)
+    beta1: float = _field(0.9, "AdamW: decay of the gradient's running mean", low=0.0, high=0.9999999, paper=True)
+    beta2: float = _field(0.95, "AdamW: decay of the squared gradient's running mean", low=0.0, high=0.9999999, paper=True)
     eps: float = _field(1e-8, "AdamW: added to the root of the second moment", low=1e-30, high=1.0)
-    weight_decay: float = _field(0.1, "AdamW: decoupled decay of matrices (norm gains never decay)", low=0.0, high=1e30)
-    grad_clip: float = _field(1.0, "largest global gradient norm", above=0.0)
+    weight_decay: float = _field(0.1, "AdamW: decoupled decay of matrices (norm gains never decay)", low=0.0, high=1e30, paper=True)
+    grad_clip: float = _field(1.0, "largest global gradient norm", above=0.0, paper=True)
     val_fraction: float = _field(0.1, "share of each source held out for validation", above=0.0, high=0.5)
     eval_every: int = _field(100, "steps between evaluations", low=1)
     eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation; the last one scores 50 times as many", low=1)
@@ -164,17 +164,17 @@ def _paper(dim, n_layers, n_heads, lr, eps, tokens, gpu_hours, name):
 PRESETS = {
     "nano": Preset(
         "minutes on a laptop: the default",
-        dict(dim=128, n_layers=4, n_heads=4, vocab_size=512, multiple_of=8, max_seq_len=256),
+        dict(dim=128, n_layers=4, n_heads=4, vocab_size=512, multiple_of=8, max_seq_len=128),
         dict(steps=2400, batch_size=8, seq_len=128, lr=2e-3, warmup_steps=100, embedding_std=0.5, eval_every=200, save_every=400),
     ),
     "micro": Preset(
-        "an hour or two on a laptop",
-        dict(dim=288, n_layers=6, n_heads=6, vocab_size=4096, multiple_of=32, max_seq_len=512),
+        "hours on a laptop",
+        dict(dim=288, n_layers=6, n_heads=6, vocab_size=4096, multiple_of=32, max_seq_len=256),
         dict(steps=3000, batch_size=8, seq_len=256, lr=1e-3, warmup_steps=200, eval_every=250, save_every=250),
     ),
     "small": Preset(
-        "a night on a laptop, minutes on a GPU",
-        dict(dim=512, n_layers=10, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=1024),
+        "for a GPU; a day or more on a processor",
+        dict(dim=512, n_layers=10, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=512),
         dict(steps=10_000, batch_size=16, seq_len=512, lr=6e-4, warmup_steps=500, eval_every=500, save_every=500),
     ),
     "7B": _paper(4096, 32, 32, 3.0e-4, 1e-6, 1.0e12, 82_432, "7B"),

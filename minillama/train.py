@@ -20,7 +20,7 @@ from .run import checkpoint
 from .run.metrics import Metrics
 from .run.open import open_run
 
-SAMPLE_TOKENS = 60
+SAMPLE_TOKENS = 200
 LAST_EVALUATION = 50  # times as many tokens as the others: all there is of a text of some megabytes
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
@@ -31,8 +31,8 @@ class Watcher:
     def begins(self, run, engine):
         """Run and engine are ready."""
 
-    def scores(self, tokens):
-        """So many held-out tokens more are scored."""
+    def scores(self, tokens, total):
+        """So many held-out tokens more are scored, of about `total`."""
 
     def scored(self, record, result):
         """All are: the line of metrics.jsonl, and the `summary`."""
@@ -122,11 +122,13 @@ def score(engine, run, record, watcher, stop):
     """Evaluate on the held-out text: what it adds to the line of its step, nothing if it was interrupted."""
     recipe, mixture = run.config.train, run.mixture
 
+    limit = recipe.eval_tokens * (LAST_EVALUATION if engine.step == run.config.last_step else 1)
+    total = sum(min(shard.val.scored, limit) for shard in mixture.shards)
+
     def progress(tokens):
-        watcher.scores(tokens)
+        watcher.scores(tokens, total)
         stop.check()
 
-    limit = recipe.eval_tokens * (LAST_EVALUATION if engine.step == run.config.last_step else 1)
     epochs = mixture.epochs((engine.step - run.config.start_step) * run.config.tokens_per_step)
     try:
         scores = evaluate(engine, mixture.shards, recipe.seq_len, mixture.bos_id, recipe.batch_size, limit, epochs, progress)

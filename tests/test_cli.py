@@ -233,7 +233,7 @@ def test_resume_with_the_line_the_run_was_started_with(finished, text, capsys):
     """What people type: the same line again."""
     status, out, _ = call(capsys, "train", "--engine", "numpy", "--resume", "--out", finished, "--data", text, "--preset", "nano", *SMALL)
     assert status == 0
-    assert "continuing after step 12" in out
+    assert "complete: all 12 steps are done" in out
 
 
 def test_a_read_only_folder(folder, capsys, monkeypatch):

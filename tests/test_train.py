@@ -180,10 +180,11 @@ def test_kill_9_at_any_moment(attempt, finished, text, tmp_path):
     """Killed again and again, at random moments, saving after every step: --resume always ends in the same weights."""
     out, rng = tmp_path / "a", random.Random(attempt)
     arguments = ["--data", text, *SMALL, "--save-every", "1", "--keep", "2"]
-    command = [sys.executable, "-m", "minillama", "train", "--engine", "numpy", "--resume", "--out", str(out)]
+    command = [sys.executable, "-m", "minillama", "train", "--engine", "numpy", "--out", str(out)]
     for _ in range(3):
         continuing = (out / "config.toml").exists()
-        process = subprocess.Popen(command + ([] if continuing else arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = command + (["--resume"] if continuing else arguments)
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline, target = time.time() + 20, rng.randint(0, 4)
         already = len(list((out / "checkpoints").glob("step-*"))) if out.exists() else 0
         while time.time() < deadline and process.poll() is None:
@@ -194,7 +195,7 @@ def test_kill_9_at_any_moment(attempt, finished, text, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     continuing = (out / "config.toml").exists()
-    done = subprocess.run(command + ([] if continuing else arguments), capture_output=True, text=True)
+    done = subprocess.run(command + (["--resume"] if continuing else arguments), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected, actual = weights(finished), weights(out)
     assert all(np.array_equal(expected[name], actual[name]) for name in expected)
@@ -297,10 +298,57 @@ def test_resume_where_no_checkpoint_exists_yet(finished, text, tmp_path, capsys,
     same_run(finished, out)
 
 
-def test_resume_of_nothing_starts_and_says_so(finished, text, tmp_path, capsys):
-    assert run(tmp_path / "a", "--resume", *SMALL, text=text) == 0
-    assert "holds no run yet: starting from the beginning" in capsys.readouterr().out
+def test_resume_of_nothing_is_refused(text, tmp_path, capsys):
+    assert run(tmp_path / "a", "--resume", *SMALL, text=text) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'a'} holds no run to resume: without --resume a new one is started\n"
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_start_that_failed_does_not_block_the_next(finished, text, tmp_path, capsys):
+    """It diverged before its first checkpoint; the corrected command is the same but for a flag."""
+    assert run(tmp_path / "a", *SMALL, "--lr", "1e30", "--warmup-steps", "1", text=text) == 2
+    assert (tmp_path / "a" / "config.toml").exists()
+    assert run(tmp_path / "a", *SMALL, text=text) == 0
     same_run(finished, tmp_path / "a")
+    assert run(tmp_path / "a", *SMALL, text=text) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_failed_start_with_a_file_of_the_users_is_left_alone(text, tmp_path, capsys):
+    assert run(tmp_path / "a", *SMALL, "--lr", "1e30", "--warmup-steps", "1", text=text) == 2
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    assert run(tmp_path / "a", *SMALL, text=text) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_run_gets_a_name_of_its_own(text, tmp_path, monkeypatch, capsys):
+    """And the name follows the data."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(text, tmp_path / "book.txt")
+    short = ["train", "--engine", "numpy", *SMALL, "--steps", "1"]
+    for arguments, name in ((["--data", "book.txt"], "book"), (["--data", "book.txt=1"], "book-2"), (["--data", "book.txt"], "book-3")):
+        assert main([*short, *arguments]) == 0
+        assert f"runs/{name}: done in" in capsys.readouterr().out
+    assert main(["train", "--engine", "numpy", "--resume", "--data", "book.txt"]) == 0
+    assert "runs/book: complete: all 1 steps are done" in capsys.readouterr().out
+
+
+def test_a_finished_run_says_so_and_can_go_on(finished, text, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "a")
+    assert run(out, "--resume") == 0
+    said = capsys.readouterr().out
+    assert f"{out}: complete: all 12 steps are done. To train longer: python -m minillama train --resume --out {out} --steps 24" in said
+    assert run(out, "--resume", "--steps", "9") == 2
+    assert f"--steps must be 12, with which {out} was started, got 9" in capsys.readouterr().err
+    assert run(out, "--resume", "--steps", "15") == 0
+    assert "15 steps instead of 12. From here on the learning rate follows the longer schedule" in capsys.readouterr().out
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == list(range(1, 16))
+    assert lines[:12] == metrics(finished)
+    assert lines[14]["lr"] == pytest.approx(3e-4)
+    assert run(out, "--resume") == 0
+    assert "all 15 steps are done" in capsys.readouterr().out
 
 
 def test_divergence_keeps_the_last_good_checkpoint(text, tmp_path, capsys, monkeypatch):

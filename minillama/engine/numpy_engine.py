@@ -7,10 +7,21 @@ from threadpoolctl import threadpool_limits
 
 from ..config import TrainConfig
 from ..machine import default_threads
-from ..nn import IGNORE, cross_entropy_backward, cross_entropy_forward, init_params, model_backward, model_forward, param_shapes
+from ..nn import (
+    IGNORE,
+    count_params,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    init_params,
+    model_backward,
+    model_forward,
+    param_shapes,
+)
 from ..nn.decode import KVCache, model_decode
 from ..optim import adamw_step, clip_grad_norm
 from .protocol import Diverged, StepResult, diagnosis
+
+MEASURED_FLOPS = 30_000_000_000  # of a step that is timed to choose batch_splits
 
 
 class Arena:
@@ -134,18 +145,29 @@ def _scored(targets):
     return int((targets != IGNORE).sum())
 
 
-def faster_batch_splits(model_config, train_config, threads, batch, repeats=3):
+def faster_batch_splits(model_config, train_config, threads, batch, repeats=3, seconds=2.0):
     """Measure one sub-batch per thread against the batch in one: (the faster `batch_splits`, {batch_splits: seconds of a step}).
 
-    On throw-away engines: the run that follows starts from untouched parameters.
+    On throw-away engines: the run that follows starts from untouched parameters. Of a batch whose step takes long, as much is
+    measured as fits a few seconds: a step on fewer and shorter rows, and fewer repeats.
     """
-    seconds = {}
+    tokens, targets = _cut(batch, threads, count_params(model_config))
+    times = {}
     for batch_splits in {threads, 1}:
         engine = NumpyEngine(model_config, train_config, threads=threads, batch_splits=batch_splits)
-        times = []
-        for _ in range(1 + repeats):                             # the first one warms up
+        engine.train_step([(tokens, targets)], 0.0)              # warms up
+        times[batch_splits] = []
+        while len(times[batch_splits]) < repeats and sum(times[batch_splits]) < seconds:
             started = time.perf_counter()
-            engine.train_step([batch], 0.0)
-            times.append(time.perf_counter() - started)
-        seconds[batch_splits] = min(times[1:])
-    return min(seconds, key=seconds.get), seconds
+            engine.train_step([(tokens, targets)], 0.0)
+            times[batch_splits].append(time.perf_counter() - started)
+    best = {batch_splits: min(measured) for batch_splits, measured in times.items()}
+    return min(best, key=best.get), best
+
+
+def _cut(batch, threads, parameters):
+    """So many rows and positions of a batch that a step on them is about MEASURED_FLOPS; never fewer rows than threads."""
+    n_tokens = max(MEASURED_FLOPS // (6 * parameters), 1)
+    rows, T = batch[0].shape
+    kept = min(rows, max(threads, n_tokens // T))
+    return [array[:kept, :max(min(T, n_tokens // kept), 16)] for array in batch]

@@ -9,24 +9,35 @@ from ..evaluate import format_scores, mix_floor
 from ..nn import count_params
 from ..train import Watcher
 
+SAMPLE_CHARACTERS = 300
+
+
+def printable(line):
+    """A line without the characters that would move the cursor or change colours."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
 
 class Console(Watcher):
     """Prints and draws. A context manager: the bar is closed whatever happens."""
 
     def __init__(self):
         self.began = time.perf_counter()
-        self.bar = self.result = None
+        self.bar = self.inner = self.result = None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        if self.bar:
-            self.bar.close()
+        for bar in (self.inner, self.bar):
+            if bar:
+                bar.close()
 
     def begins(self, run, engine):
         config, model, shards = run.config, run.config.model, run.mixture.shards
-        if engine.step > config.start_step:
+        if engine.step >= config.last_step:
+            print(f"{run.out}: complete: all {config.train.steps} steps are done. To train longer: "
+                  f"python -m minillama train --resume --out {run.out} --steps {2 * config.train.steps}")
+        elif engine.step > config.start_step:
             print(f"{run.out}: continuing after step {engine.step}")
         elif config.from_model:
             print(f"{run.out}: starting from {config.from_model}")
@@ -36,22 +47,32 @@ class Console(Watcher):
             print(f"  {shard.name:<12} {100 * shard.share:5.1f}% of the batches, {len(shard.train.tokens):>11,} training tokens, "
                   f"{shard.val.scored:>9,} held out, {shard.val.bytes / shard.val.scored:.2f} bytes/token")
         vocab_size = run.tokenizer.vocab_size
-        first = f"expect a loss of ln {vocab_size} = {math.log(vocab_size):.2f} nats/token at the start"
+        first = (f"expect a loss of ln {vocab_size} = {math.log(vocab_size):.2f} nats/token at the start: "
+                 f"all {vocab_size} tokens, 256 of them single bytes, are equally likely")
         floor = mix_floor(shards)
         known = "its entropy is not known" if floor is None else f"the floor is {floor:.3f}: no model can do better on average"
-        print(f"  {'the weights are not fresh' if config.from_model else first}; {known}")
+        print(f"  {'the weights are not fresh' if config.from_model else first}\n  {known}")
         self.bar = tqdm(total=config.train.steps, initial=engine.step - config.start_step, unit="step", dynamic_ncols=True,
                         mininterval=0.5 if sys.stdout.isatty() else 15,  # seconds; a log file needs fewer lines than an eye
                         file=sys.stdout)
 
+    def scores(self, tokens, total):
+        if self.inner is None:
+            self.inner = tqdm(total=total, desc="held-out text", unit="tokens", unit_scale=True, leave=False, disable=None)
+        self.inner.update(tokens)
+
     def scored(self, record, result):
         self.result = result
+        if self.inner:
+            self.inner.close()
+            self.inner = None
         loss, floor = record["val_loss"], record["floor"]
         above = "" if floor is None else f", {100 * (loss / floor - 1):.1f}% above the floor of {floor:.3f}"
         self.bar.write(f"step {record['step']}: validation loss {loss:.4f}{above}, {record['val_bits_per_byte']:.3f} bits/byte")
 
     def sampled(self, text):
-        self.bar.write(f"  sample: {text!r}")
+        shown = text[:SAMPLE_CHARACTERS] + ("..." if len(text) > SAMPLE_CHARACTERS else "")
+        self.bar.write("  it writes:\n" + "\n".join("  | " + printable(line) for line in shown.splitlines()))
 
     def stepped(self, record):
         self.bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {record['lr']:.1e}, {record['tokens_per_s']:,} tokens/s", refresh=False)
@@ -72,4 +93,5 @@ class Console(Watcher):
         if self.result is not None:
             print(format_scores(self.result))
         seconds = time.perf_counter() - self.began
-        print(f"{run.out}: done in {seconds:.0f} s. To talk to it: python -m minillama generate {run.out} --prompt ...")
+        prompt = "" if run.config.data else ' --prompt "Tom met"'  # of the built-in text a beginning is known
+        print(f"{run.out}: done in {seconds:.0f} s. To let it write: python -m minillama generate {run.out}{prompt}")

@@ -4,7 +4,7 @@
 """
 import dataclasses
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tomli_w
 
@@ -103,7 +103,10 @@ def settle(asked, base=None, start_step=0):
     name = asked.get("preset", "nano")
     chosen = Preset("", {}, {}) if name == IMPORTED else preset(name)
     vocab_size = _check_vocab_size(asked.get("vocab_size"))
+    train = TrainConfig(**chosen.train | asked.get("train", {}))
     shape = chosen.model | asked.get("model", {})
+    if "seq_len" in asked.get("train", {}) and "max_seq_len" not in asked.get("model", {}):
+        shape["max_seq_len"] = train.seq_len                     # beyond what it is trained at, a model writes noise
     if base:
         shape = _check_same_shape(asked, base)
     elif isinstance(vocab_size, int):
@@ -112,7 +115,6 @@ def settle(asked, base=None, start_step=0):
     if missing:
         raise InputError(f"{missing[0]} is not given, and the preset {name} has none")
     model = ModelConfig(**shape)
-    train = TrainConfig(**chosen.train | asked.get("train", {}))
     if train.seq_len > model.max_seq_len:
         raise InputError(f"seq_len must be at most the model's context, max_seq_len {model.max_seq_len}, got {train.seq_len}")
     threads = check_number("threads", asked.get("threads", default_threads()), low=1, high=MAX_THREADS)
@@ -160,10 +162,18 @@ def _check_same_shape(asked, base):
     return shape
 
 
-def check_unchanged(asked, config, out):
-    """Raise InputError where something asked for differs from the settings that a run was started with, named with both values."""
+def resumed(asked, config, out):
+    """The RunConfig that a run goes on with: its own, but for `steps`, which may grow.
+
+    Raises:
+        InputError: something else that was asked for differs from what the run was started with; both values are named
+    """
     kept = settings(config)
     kept.setdefault("vocab_size", config.model.vocab_size)
+    steps = asked.get("train", {}).get("steps", config.train.steps)
+    if isinstance(steps, int) and steps > config.train.steps:
+        asked = asked | {"train": {key: value for key, value in asked["train"].items() if key != "steps"}}
+        config = replace(config, train=replace(config.train, steps=steps))
     pairs = [(key, value, kept.get(key)) for key, value in asked.items() if key not in ("model", "train")]
     pairs += [(key, value, kept[section][key]) for section in ("model", "train") for key, value in asked.get(section, {}).items()]
     for key, value, old in pairs:
@@ -171,6 +181,7 @@ def check_unchanged(asked, config, out):
             continue
         started = f"be left out: {out} was started without it" if old is None else f"be {_shown(old)}, with which {out} was started"
         raise InputError(f"{flag(key)} must {started}, got {_shown(value)}")
+    return config
 
 
 def _shown(value):

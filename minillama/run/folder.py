@@ -1,12 +1,14 @@
 """A run's folder: made in one piece, found again, read. A model in another program's format can be used wherever a run can."""
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import interop
 from ..config import TrainConfig
 from ..errors import InputError
-from ..files import atomic, read_json, write_json
+from ..files import atomic, locked, read_json, write_json
 from ..machine import default_threads
 from ..text.tokenizer import Tokenizer
 from . import checkpoint
@@ -14,6 +16,7 @@ from .config import IMPORTED, RunConfig, from_toml, to_toml
 from .metrics import read_metrics
 
 FINGERPRINTS = "fingerprints.json"
+TRAINED = "{} is being trained by another process: wait until it ends, or stop it"
 
 
 class Trained(NamedTuple):
@@ -73,6 +76,31 @@ def check_fingerprints(path, tokenizer, sources):
 def holds_run(path):
     """True if the folder is a run, which --resume can continue."""
     return (Path(path) / "config.toml").is_file()
+
+
+def is_failed_start(path):
+    """True if the folder is a run that has no checkpoint, and in which nothing else is but what `train` leaves there."""
+    path = Path(path)
+    if not holds_run(path) or checkpoint.finished(path / "checkpoints"):
+        return False
+    ours = {"config.toml", "tokenizer.model", FINGERPRINTS, "metrics.jsonl", "tensorboard", "checkpoints"}
+    return all(file.name in ours for file in path.iterdir()) and not any((path / "checkpoints").glob("*"))
+
+
+def remove(path):
+    """Delete a failed start, if nobody is training it."""
+    with locked(Path(path) / "tokenizer.model", TRAINED.format(path)):
+        shutil.rmtree(path)
+
+
+def free_name(path):
+    """The path, or the first of path-2, path-3 ... where nothing is."""
+    path, number = Path(path), 2
+    taken = path
+    while os.path.lexists(taken) and not is_failed_start(taken):
+        taken = path.with_name(f"{path.name}-{number}")
+        number += 1
+    return taken
 
 
 def read_config(path):

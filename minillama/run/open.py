@@ -13,14 +13,25 @@ from ..config import EngineConfig
 from ..engine.factory import resolve_engine
 from ..engine.numpy_engine import faster_batch_splits
 from ..errors import InputError
-from ..files import locked
+from ..files import locked, write_text
 from ..interop import Model
+from ..progress import phase
 from ..text.mixture import Mixture
 from ..text.prepare import make_sources, prepare_shards, train_tokenizer
 from ..text.tokenizer import Tokenizer
 from . import checkpoint
-from .config import IMPORTED, RunConfig, check_from, check_unchanged, settle
-from .folder import check_fingerprints, create, holds_run, load_model, load_tokenizer, read_config
+from .config import IMPORTED, RunConfig, check_from, resumed, settle, to_toml
+from .folder import (
+    TRAINED,
+    check_fingerprints,
+    create,
+    holds_run,
+    is_failed_start,
+    load_model,
+    load_tokenizer,
+    read_config,
+    remove,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class TrainRequest:
     config:  RunConfig       of a resumed run, the one it was started with
     engine:  EngineConfig    its name settled; no part of the run
     resumed: bool            the folder holds the run already
+    steps_before: int | None of a resumed run whose `steps` grow: how many they were
     first:   Model | dict | None    what a new run starts from, if not from fresh weights: a Model, or a `state()` with its optimiser
     tokenizer: bytes | None  of that model
     """
@@ -39,6 +51,7 @@ class TrainRequest:
     config: RunConfig
     engine: EngineConfig
     resumed: bool = False
+    steps_before: int | None = None
     first: Model | dict | None = None
     tokenizer: bytes | None = None
 
@@ -77,8 +90,10 @@ def read_request(out, asked, engine, resume=False, keep_optimizer=False):
         config = read_config(out)
         if config.preset == IMPORTED:
             raise InputError(f"{out} was imported and has no training to continue: train --from {out} --out DIR trains it further")
-        check_unchanged(asked, config, out)
-        return TrainRequest(out, config, engine, resumed=True)
+        longer = resumed(asked, config, out)
+        return TrainRequest(out, longer, engine, resumed=True, steps_before=config.train.steps if longer != config else None)
+    if resume:
+        raise InputError(f"{out} holds no run to resume: without --resume a new one is started")
     _check_free(out)
     from_model = check_from(asked.get("from"))
     if from_model is None:
@@ -95,9 +110,10 @@ def read_request(out, asked, engine, resume=False, keep_optimizer=False):
 
 
 def _check_free(out):
-    if holds_run(out):
+    """Refuse a folder that holds something. A run that never reached a checkpoint, since its start failed, makes room for the next try."""
+    if holds_run(out) and not is_failed_start(out):
         raise InputError(f"{out} already holds a run: --resume continues it, another --out starts a new one")
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and not holds_run(out) and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists and is not a run: choose an --out that does not exist yet")
 
 
@@ -127,11 +143,17 @@ def open_run(request):
         if config.batch_splits is None:
             splits = _measured_splits(config, mixture) if request.engine.name == "numpy" else config.threads
             config = dataclasses.replace(config, batch_splits=splits)
+        if is_failed_start(out):
+            remove(out)
         create(out, config, tokenizer, request.first, sources)
-    with locked(out / "config.toml", f"{out} is being trained by another process: wait until it ends, or stop it"):
+    with locked(out / "tokenizer.model", TRAINED.format(out)):
         checkpoints = checkpoint.finished(out / "checkpoints")
         if request.resumed and not checkpoints:
             print(f"{out}: no complete checkpoint yet, starting from the beginning")
+        if request.steps_before:
+            print(f"{out}: {config.train.steps} steps instead of {request.steps_before}. From here on the learning rate follows the longer "
+                  "schedule, and may rise again: a run that is started with so many steps ends in other weights")
+            write_text(out / "config.toml", to_toml(config))
         yield Run(out, config, tokenizer, mixture, checkpoint.load(checkpoints[-1], config.model) if checkpoints else None)
 
 
@@ -145,7 +167,8 @@ def _measured_splits(config, mixture):
     if config.threads == 1:
         return 1
     batch = mixture.batch(1, config.train.batch_size)
-    splits, seconds = faster_batch_splits(config.model, config.train, config.threads, batch)
+    with phase("measuring how to split a batch"):
+        splits, seconds = faster_batch_splits(config.model, config.train, config.threads, batch)
     measured = ", ".join(f"{n} x {config.threads // n} threads {1e3 * time:.0f} ms" for n, time in sorted(seconds.items()))
     print(f"batches in {splits} split(s): {measured} a step (--threads {config.threads} would fix it at {config.threads} splits)")
     return splits

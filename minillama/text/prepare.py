@@ -1,6 +1,7 @@
 """From sources to shards, what training and evaluation both need: sources -> tokenizer -> tokens on disk."""
 from tqdm import tqdm
 
+from ..progress import phase
 from .bpe import VocabularyTooLarge
 from .mixture import load_shard
 from .sources import builtin_sources, parse_data
@@ -55,14 +56,17 @@ def train_tokenizer(sources, vocab_size, val_fraction, preset_vocab_size):
     Where no size was asked for (vocab_size None), a text too small for the preset's gets the largest it supports.
     """
     wanted = preset_vocab_size if vocab_size is None else vocab_size
-    text = list(_training_text(sources, val_fraction))
-    try:
-        return Tokenizer.train(text, wanted)
-    except VocabularyTooLarge as error:
-        if vocab_size is not None:
-            raise
-        print(f"vocabulary: the text supports {error.largest} pieces, not the preset's {wanted}")
-        return Tokenizer.train(text, error.largest)
+    with phase("learning a vocabulary"):
+        text = list(_training_text(sources, val_fraction))
+        try:
+            return Tokenizer.train(text, wanted)
+        except VocabularyTooLarge as error:
+            if vocab_size is not None:
+                raise
+            largest = error.largest
+        tokenizer = Tokenizer.train(text, largest)
+    print(f"vocabulary: the text supports {largest} pieces, not the preset's {wanted}")
+    return tokenizer
 
 
 def prepare_shards(sources, tokenizer, cache, val_fraction=None):

@@ -175,7 +175,7 @@ def parse_data(specs):
     """
     sources = []
     for spec in specs:
-        path, weight = _split_spec(check_name(spec))
+        path, weight = split_spec(check_name(spec))
         if any(source.path == Path(path) for source in sources):
             raise InputError(f"--data names {path} twice: give each file once, with one weight")
         taken = {source.name for source in sources}
@@ -184,7 +184,7 @@ def parse_data(specs):
     return sources
 
 
-def _split_spec(spec):
+def split_spec(spec):
     """("a.txt", 0.35) of "a.txt=0.35". A file whose own name holds an equals sign is taken as it is."""
     path, equals, weight = spec.rpartition("=")
     if not equals or _exists(spec):

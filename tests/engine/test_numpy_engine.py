@@ -42,11 +42,24 @@ def test_batch_splits_change_rounding_only(tiny):
 def test_faster_batch_splits_is_the_faster_one(tiny, monkeypatch):
     from minillama.engine import numpy_engine as module
 
-    clock = iter(np.cumsum([0, 9, 0, 2, 0, 3, 0, 2.5] + [0, 9, 0, 1, 0, 5, 0, 5]))
+    clock = iter(np.cumsum([0, 2, 0, 3, 0, 2.5] + [0, 1, 0, 5, 0, 5]))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    best, seconds = faster_batch_splits(tiny, RECIPE, 2, batch(tiny, 4, 5))
+    best, seconds = faster_batch_splits(tiny, RECIPE, 2, batch(tiny, 4, 5), seconds=100)
     assert best == 2 if seconds[2] < seconds[1] else best == 1
     assert sorted(seconds.values()) == [1.0, 2.0]
+
+
+def test_of_a_large_batch_a_part_is_measured(tiny):
+    """The built-in recipe is measured as it is; of a model 50 times as large, fewer and shorter rows, at least one for each thread."""
+    from minillama.engine.numpy_engine import MEASURED_FLOPS, _cut
+
+    whole = np.zeros((16, 512), int), np.zeros((16, 512), int)
+    for parameters in (900_000, 9_000_000, 45_000_000, 10**12):
+        tokens, targets = _cut(whole, 2, parameters)
+        assert tokens.shape == targets.shape
+        assert len(tokens) >= 2
+        assert 6 * parameters * tokens.size <= MEASURED_FLOPS or tokens.shape == (2, 16)
+    assert _cut((whole[0][:8, :128],) * 2, 2, 922_752)[0].shape == (8, 128)
 
 
 def test_same_threads_same_bits(tiny):
