@@ -247,7 +247,7 @@ def test_a_read_only_folder(folder, capsys, monkeypatch):
 
 BAD_USE = {
     "no run": (["generate", "nowhere"], r"nowhere does not exist"),
-    "a long prompt": (["generate", "RUN", "--prompt", "Ann has a kite " * 200], r"the prompt has \d+ tokens, and the context .* holds 256"),
+    "a long prompt": (["generate", "RUN", "--prompt", "Ann has a kite " * 200], r"the prompt must have at most 256 tokens .*, got \d+"),
     "temperature": (["generate", "RUN", "--temperature", "-1"], r"temperature must be at least 0, got -1\.0"),
     "temperature nan": (["generate", "RUN", "--temperature", "nan"], r"temperature must be finite, got nan"),
     "top-k": (["generate", "RUN", "--top-k", "-1"], r"top-k must be at least 0, got -1"),
