@@ -1,4 +1,4 @@
-"""Evaluation: mean loss on held-out text, beside the entropy floor where it is known.
+"""Evaluation: mean loss on held-out text, beside the entropy floor if it is known.
 
     loss            nats per token the model is asked to predict
     bits_per_byte   loss / ln 2 * tokens / bytes: comparable between tokenizers
@@ -41,7 +41,7 @@ def _batches(stream, seq_len, bos_id, batch_size, every):
 
 
 def mean_loss(engine, stream, seq_len, bos_id, batch_size=16, every=1, progress=lambda tokens: None):
-    """Mean loss over a token stream, every token scored once; rows start with a document, or where a long one was cut.
+    """Mean loss over a token stream, every token scored once; a row starts with a document, or at a cut inside a long one.
 
     Args:
         engine:   Engine
@@ -62,7 +62,7 @@ def mean_loss(engine, stream, seq_len, bos_id, batch_size=16, every=1, progress=
 
 
 def evaluate(engine, shards, seq_len, bos_id, batch_size=16, limit=math.inf, epochs=None, progress=lambda tokens: None):
-    """Score the held-out part of every source.
+    """Score the held-out text of every source.
 
     Args:
         shards:   list of Shard

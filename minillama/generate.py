@@ -11,7 +11,7 @@ import numpy as np
 from .config import check_number
 from .errors import InputError
 
-COLDEST = 1e-6  # logits divided by less would leave no other token a probability
+COLDEST = 1e-6  # dividing logits by less would give all other tokens probability 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def generate(engine, prompt, n, eos_id, sampling=Sampling()):
     check_number("the number of new tokens", n, low=1)
     context = engine.config.max_seq_len
     if len(prompt) > context:
-        raise InputError(f"the prompt has {len(prompt)} tokens, and the context of this model holds {context}")
+        raise InputError(f"the prompt must have at most {context} tokens (the context of this model), got {len(prompt)}")
     rng = np.random.default_rng(sampling.seed)
     cache = engine.new_cache(capacity=min(context, len(prompt) + n))
     tokens = prompt

@@ -1,8 +1,9 @@
-"""What the machine offers, what was used of it, and one setting that makes NumPy faster on it. Standard library only, because
+"""What the machine has, how much of it was used, and one setting that makes NumPy faster on it. Standard library only, because
 it is used before NumPy is imported.
 
 glibc gives every freed array of more than 128 KiB back to the system, so that the next one is mapped and zeroed page by page
-again: a fifth of a training step. Raising two thresholds (mallopt) keeps the memory for reuse, in one arena that all threads share.
+again, which costs a fifth of a training step. Raising two thresholds (mallopt) keeps the memory for reuse, in one arena that all
+threads share.
 """
 import ctypes
 import os
@@ -21,8 +22,8 @@ def prepare():
 
 
 def peak_memory():
-    """The most memory this program has had resident so far, in bytes. Linux counts that anew for every program it starts;
-    getrusage, the fallback, counts in what the parent process had."""
+    """The most memory this program has had resident so far, in bytes. Linux starts this count anew for every program;
+    getrusage, the fallback, includes what the parent process had."""
     try:
         with open("/proc/self/status") as file:
             return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
@@ -38,7 +39,7 @@ def default_threads():
 
 
 def total_memory():
-    """Bytes of memory this machine has, or this container may use; 0 where the system does not tell."""
+    """Bytes of memory this machine has, or this container may use; 0 if the system does not tell."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     try:
         with open("/sys/fs/cgroup/memory.max") as file:
@@ -48,7 +49,7 @@ def total_memory():
 
 
 def has_cuda():
-    """True if the CUDA driver is here and finds a GPU. Asked of the driver itself: importing PyTorch to learn it takes seconds."""
+    """True if the CUDA driver is here and finds a GPU. The driver itself is asked: importing PyTorch to find out takes seconds."""
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")

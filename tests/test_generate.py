@@ -80,5 +80,5 @@ def test_it_stops_at_the_end_of_the_document(engine):
 
 
 def test_a_prompt_longer_than_the_context(engine):
-    with pytest.raises(InputError, match="the prompt has 13 tokens, and the context of this model holds 12"):
+    with pytest.raises(InputError, match=r"the prompt must have at most 12 tokens \(the context of this model\), got 13$"):
         next(generate(engine, [1] * 13, 1, eos_id=2))

@@ -5,7 +5,7 @@
     out    = probs v
 
 Queries are taken a block at a time, and a block is multiplied by the keys up to its own end only. What lies further right has
-probability 0, so leaving it out changes nothing, and saves almost half of the square [LLaMA §2.4]. Within the block the
+probability 0, so leaving it out changes nothing, and saves almost half of the T x T scores [LLaMA §2.4]. Within the block the
 diagonal still needs its mask.
 
 Vaswani et al. 2017 (arXiv:1706.03762), Eq. 1; [LLaMA §2.2]. `flash.py` goes further and never keeps `probs`.
@@ -18,7 +18,7 @@ import numpy as np
 
 def _blocks(Tq, Tk, block):
     """Cut the queries into blocks: (rows, keys) slices. The queries are the last Tq of Tk positions, so that row i sees
-    the keys 0 .. Tk - Tq + i, and a block the keys up to its last row's."""
+    the keys 0 .. Tk - Tq + i, and a block needs the keys that its last row sees."""
     for start in range(0, Tq, block):
         end = min(start + block, Tq)
         yield slice(start, end), slice(0, Tk - Tq + end)
@@ -30,11 +30,11 @@ def attention_forward(q, k, v, block=64):
     Args:
         q:    (B, Tq, H, Dh) float    queries, already rotated
         k, v: (B, Tk, H, Dh) float    keys (already rotated) and values, Tk >= Tq; equal in training
-        block: int                    queries at a time; any value gives the same result to rounding
+        block: int                    queries at a time; any value gives the same result except for rounding
 
     Returns:
         out:   (B, Tq, H, Dh) same dtype as q
-        cache: (q, k, v, probs, block), with probs a list: of each block (B, H, rows, keys)
+        cache: (q, k, v, probs, block), with probs a list: one array (B, H, rows, keys) per block
     """
     out, probs = np.empty_like(q), []
     qh, kh, vh, outh = (a.swapaxes(1, 2) for a in (q, k, v, out))  # (B, H, T, Dh) views
@@ -61,8 +61,8 @@ def attention_backward(dout, cache):
         dq      = dscores k / sqrt(Dh)          dk = dscores^T q / sqrt(Dh)
 
     The row sum is there because a softmax row always sums to 1: raising one score lowers every other probability.
-    Masked positions need no mask here: their probability is 0, and so is their gradient. Every block of queries
-    used the keys and values before it, so theirs add up.
+    Masked positions need no mask here: their probability is 0, and so is their gradient. The same key and value
+    serve several blocks of queries, so dk and dv are sums over the blocks.
 
     Returns:
         dq: like q;  dk: like k;  dv: like v

@@ -3,7 +3,7 @@
     h   = x + wo attention(rope(wq n), rope(wk n), wv n)      n = rmsnorm(x)
     out = h + w2 swiglu(w1 m, w3 m)                           m = rmsnorm(h)
 
-Pre-normalisation: x itself is never normalised, so gradients pass both `+` untouched [LLaMA §2.2].
+Pre-normalisation: x itself is never normalised, so gradients pass both `+` unchanged [LLaMA §2.2].
 GPU twin: kernels/block.py. Lesson: lessons/07_llama.ipynb.
 """
 from .attention import attention_backward, attention_forward
@@ -54,7 +54,7 @@ def block_forward(x, params, cos, sin, config, kv=None):
 
 
 def block_backward(dout, cache):
-    """Gradients of block_forward: its lines upside down. A `+` stands where forward used a value more than once:
+    """Gradients of block_forward: its lines in reverse order. A `+` stands where forward used a value more than once:
     m in w1 and w3, n in wq, wk and wv, and h and x in a residual and in a norm.
 
     Returns:

@@ -2,7 +2,7 @@
 
     loss = mean over tokens of  ln(sum_v exp(logits_v)) - logits_target
 
-Softmax and logarithm in one, so that nothing overflows and equal logits cost exactly ln V. It is never below the
+Softmax and logarithm in one step, so that nothing overflows and equal logits cost exactly ln V. It is never below the
 entropy of the text (lessons/00_baselines.ipynb). GPU twins: kernels/cross_entropy.py, kernels/linear_cross_entropy.py.
 """
 import numpy as np
@@ -15,7 +15,7 @@ def cross_entropy_forward(logits, targets):
 
     Args:
         logits:  (B, T, V) float
-        targets: (B, T) int      ids in [0, V), or IGNORE (-1) where nothing is scored
+        targets: (B, T) int      ids in [0, V), or IGNORE (-1) for a position that is not scored
 
     Returns:
         loss:    () same dtype as logits, nats/token; 0 if no token is scored
@@ -28,7 +28,7 @@ def cross_entropy_forward(logits, targets):
     probs /= total
     scored = targets != IGNORE                                   # (B, T)
     target_logits = np.take_along_axis(logits, np.where(scored, targets, 0)[..., None], -1)  # (B, T, 1)
-    nats = (np.log(total) - (target_logits - peak))[..., 0]      # (B, T); small minus small: exact for logits of any size
+    nats = (np.log(total) - (target_logits - peak))[..., 0]      # (B, T); both terms are small: exact for logits of any size
     loss = (nats * scored).sum(dtype=logits.dtype) / max(int(scored.sum()), 1)
     return loss, (probs, targets)
 

@@ -1,4 +1,4 @@
-"""Decoding with a key/value cache: each new token is computed once, and attends to the kept k and v of all before it.
+"""Decoding with a key/value cache: each new token is computed once, and attends to the stored k and v of all tokens before it.
 
 A causal model never changes what it computed for earlier positions, so their k and v can be kept: T tokens cost O(T) block
 evaluations instead of O(T^2). The logits are those of model_forward. Lesson: lessons/13_train.ipynb.
@@ -35,10 +35,10 @@ class KVCache:
 
 
 def model_decode(tokens, params, config, cache):
-    """Logits of the next T positions, given that `cache` holds those before. Advances the cache by T.
+    """Logits of the next T positions, given that `cache` holds the positions before them. Advances the cache by T.
 
     Args:
-        tokens: (B, T) int     a whole prompt, or one new token per row
+        tokens: (B, T) int     a complete prompt, or one new token per row
         params: dict           keys of param_shapes(config)
         cache:  KVCache        of batch size B
 

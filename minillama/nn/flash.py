@@ -1,4 +1,4 @@
-"""Flash attention in NumPy: attention in tiles, with a softmax that never sees a whole row.
+"""Flash attention in NumPy: attention in tiles, with a softmax that never sees a complete row.
 
     for each tile of keys:   m' = max(m, rowmax(s))          s = q k^T / sqrt(Dh) of this tile
                              l' = exp(m - m') l + rowsum(exp(s - m'))
@@ -8,7 +8,7 @@
 Only the tiles on or below the diagonal are visited, and no T x T array exists, forward or backward: backward rebuilds
 each tile of probabilities as exp(s - lse). Milakov & Gimelshein 2018 (arXiv:1805.02867), online softmax; Dao et al. 2022
 (arXiv:2205.14135), Algorithms 1 and 4; [LLaMA §2.4]. This is what the GPU kernel runs: kernels/attention.py.
-Equal to attention.py to rounding. Lesson: lessons/05_attention.ipynb.
+Equal to attention.py except for rounding. Lesson: lessons/05_attention.ipynb.
 """
 import math
 
@@ -29,7 +29,7 @@ def flash_attention_forward(q, k, v, tile=64):
 
     Args:
         q, k, v: (B, T, H, Dh) float    q and k already rotated
-        tile:    int                    positions per tile; any value gives the same result to rounding
+        tile:    int                    positions per tile; any value gives the same result except for rounding
 
     Returns:
         out:     (B, T, H, Dh) same dtype as q
@@ -48,7 +48,7 @@ def flash_attention_forward(q, k, v, tile=64):
             s = _scores(qi, kh[:, :, j:j + tile], i, j)          # (B, H, tile, tile)
             m_new = np.maximum(m, s.max(-1, keepdims=True))
             p = np.exp(s - m_new)
-            shrink = np.exp(m - m_new)                           # what was summed under the old maximum, in units of the new
+            shrink = np.exp(m - m_new)                           # turns sums under the old maximum into sums under the new one
             l = shrink * l + p.sum(-1, keepdims=True)
             o = shrink * o + p @ vh[:, :, j:j + tile]
             m = m_new

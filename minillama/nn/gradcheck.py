@@ -1,8 +1,8 @@
-"""Gradient checking: a backward pass is right when it agrees with finite differences, and never because the loss falls.
+"""Gradient checking: a backward pass is right if it agrees with finite differences; a falling loss proves nothing.
 
     dL/dx_i  =  (L(x + h e_i) - L(x - h e_i)) / 2h  +  O(h^2)
 
-float64 only: the error is about h^2 + 1e-16/h, smallest near h = 1e-5; in float32 the second term drowns every bug.
+float64 only: the error is about h^2 + 1e-16/h, smallest near h = 1e-5; in float32 the second term is so large that it hides every bug.
 An op's output becomes one number by L = sum(out * r) with random r, so that no two mistakes can cancel.
 
     report = gradcheck(rmsnorm_forward, rmsnorm_backward, {"x": x, "weight": weight}, (1e-6,))
@@ -41,7 +41,7 @@ class TensorReport(NamedTuple):
 
 
 class Report(list):
-    """One TensorReport per tensor; `passed` if all did."""
+    """One TensorReport per tensor; `passed` if all of them passed."""
 
     @property
     def passed(self):
@@ -76,7 +76,7 @@ def numerical_gradient(loss, x, h=STEP):
 def compare(tensor, analytic, numeric, tolerance=TOLERANCE):
     """Report the entry where two gradients differ most. A wrong shape or a NaN is an infinite error."""
     if np.shape(analytic) != np.shape(numeric):
-        return TensorReport(f"{tensor} shape {np.shape(analytic)}, not {np.shape(numeric)}", (), np.nan, np.nan, np.inf, tolerance)
+        return TensorReport(f"{tensor} shape must be {np.shape(numeric)}, got {np.shape(analytic)}", (), np.nan, np.nan, np.inf, tolerance)
     difference = np.abs(np.where(np.isfinite(analytic), analytic - numeric, np.inf))
     index = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
     error = float(difference[index]) / max(float(np.abs(numeric).max()), 1e-30)
@@ -113,10 +113,10 @@ def gradcheck(forward, backward, arrays, extra=(), seed=0, h=STEP, tolerance=TOL
 
 
 def check_directions(loss, params, grads, directions=3, seed=0, h=1e-4, tolerance=TOLERANCE):
-    """Check a whole model's gradient along random directions: two evaluations each, whatever the number of parameters.
+    """Check a complete model's gradient along random directions: two evaluations each, whatever the number of parameters.
 
     Along a random unit vector u the slope of the loss is sum(grad * u). One direction touches every entry of every tensor,
-    so a wrong entry shows in almost all of them; which one it is, `gradcheck` tells.
+    so a wrong entry shows in almost all of them; `gradcheck` tells which one it is.
 
     Args:
         loss:   (params) -> float
@@ -125,7 +125,7 @@ def check_directions(loss, params, grads, directions=3, seed=0, h=1e-4, toleranc
         h:      float    length of the step, all parameters together
 
     Returns:
-        Report, one line per direction; error relative to |grad| / sqrt(number of entries), the slope to be expected
+        Report, one line per direction; error relative to |grad| / sqrt(number of entries), the slope to expect
     """
     rng = np.random.default_rng(seed)
     entries = sum(g.size for g in grads.values())
@@ -143,7 +143,7 @@ def check_directions(loss, params, grads, directions=3, seed=0, h=1e-4, toleranc
 
 
 def check_everything(seed=0):
-    """Check every op of the model, then a whole small model entry by entry and along random directions.
+    """Check every op of the model, then a complete small model entry by entry and along random directions.
 
     The inputs are such that no mistake can hide: random norm gains (a forgotten factor is invisible at 1), repeated token
     ids, T different from head_dim, sizes without common factors, ignored targets.

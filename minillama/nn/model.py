@@ -2,7 +2,7 @@
 
     logits = output rmsnorm(block_L(... block_1(tok_embeddings[tokens])))
 
-[LLaMA §2.2], names of Meta's code. GPU twin: kernels/model.py. Lesson: lessons/07_llama.ipynb.
+[LLaMA §2.2], with the names of Meta's code. GPU twin: kernels/model.py. Lesson: lessons/07_llama.ipynb.
 """
 import math
 
@@ -39,13 +39,13 @@ def count_params(config):
 def init_params(config, seed=0, dtype=np.float32, embedding_std=0.02):
     """Fresh parameters: norm gains 1, matrices normal with standard deviation 0.02.
 
-    `wo` and `w2` write into the residual stream, 2 L times in all, and start smaller by 1/sqrt(2 L) so that the stream's
+    `wo` and `w2` write into the residual stream, 2 L times in all, and start smaller by a factor 1/sqrt(2 L) so that the stream's
     variance does not grow with depth (Radford et al. 2019, GPT-2, §2.3). Drawn in float32 whatever the dtype, so that
     one seed means one model.
 
     Args:
-        embedding_std: float    of `tok_embeddings`. The stream starts as the embedding and every block adds to it; where few
-                                tokens are seen, a larger one lets the first layers read which token is which from the start
+        embedding_std: float    of `tok_embeddings`. The stream starts as the embedding and every block adds to it; in a short
+                                run, a larger one lets the first layers tell the tokens apart from the start
 
     Returns:
         params: dict name -> array, keys and shapes of param_shapes(config)
@@ -72,9 +72,9 @@ def check_tokens(tokens, config, past=0):
     """Raise InputError unless every id is below vocab_size and `past` + T positions fit the context."""
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
         worst = int(tokens.max() if tokens.max() >= config.vocab_size else tokens.min())
-        raise InputError(f"token id {worst} is out of range: the vocabulary has ids 0 to {config.vocab_size - 1}")
+        raise InputError(f"a token id must be from 0 to {config.vocab_size - 1} (the vocabulary), got {worst}")
     if past + tokens.shape[1] > config.max_seq_len:
-        raise InputError(f"{past + tokens.shape[1]} tokens are longer than the context of {config.max_seq_len} (max_seq_len)")
+        raise InputError(f"a sequence must have at most {config.max_seq_len} tokens (max_seq_len), got {past + tokens.shape[1]}")
 
 
 def model_forward(tokens, params, config):
@@ -105,7 +105,7 @@ def model_forward(tokens, params, config):
 
 
 def model_backward(dlogits, cache):
-    """Gradients of model_forward: its lines upside down.
+    """Gradients of model_forward: its lines in reverse order.
 
     Args:
         dlogits: (B, T, V)

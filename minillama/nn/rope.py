@@ -4,7 +4,7 @@
     [out_2j  ]   [cos -sin] [x_2j  ]
     [out_2j+1] = [sin  cos] [x_2j+1]                   of angle(t, j)
 
-A rotated q at position m and a rotated k at position n meet in a score that depends on m - n alone.
+A rotated q at position m and a rotated k at position n give a score that depends on m - n alone.
 Su et al. 2021 (arXiv:2104.09864), Eq. 15 and 34; LLaMA rotates q and k, in every layer, with theta 10000 and adjacent
 pairs [LLaMA §2.2]. GPU twin: kernels/rope.py. Lesson: lessons/04_rope.ipynb.
 """
@@ -53,7 +53,7 @@ def rope_forward(x, cos, sin):
 def rope_backward(dout, cache):
     """Gradient of rope_forward: dx is dout rotated by minus the angle.
 
-    A rotation's transpose is its inverse, and backward of any linear map is its transpose.
+    A rotation's transpose is its inverse, and the backward of a linear map is its transpose.
 
     Returns:
         dx: (B, T, H, Dh) like x

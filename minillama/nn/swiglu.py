@@ -3,7 +3,7 @@
     out = silu(gate) * up        silu(g) = g * sigmoid(g)
 
 Shazeer 2020 (arXiv:2002.05202), Eq. 5-6; in LLaMA gate = w1 x, up = w3 x and the result goes through w2 (down), with
-2/3 * 4 * dim hidden channels so that three matrices cost what two did [LLaMA §2.2]. GPU twin: kernels/swiglu.py.
+2/3 * 4 * dim hidden channels so that three matrices cost what two of width 4 * dim do [LLaMA §2.2]. GPU twin: kernels/swiglu.py.
 Lesson: lessons/06_swiglu.ipynb.
 """
 import numpy as np

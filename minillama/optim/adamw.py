@@ -1,10 +1,10 @@
-"""AdamW: each parameter's step is its mean gradient over the root of its mean squared gradient, and decay stays outside.
+"""AdamW: each parameter's step is its mean gradient divided by the root of its mean squared gradient; weight decay is applied separately.
 
     m = beta1 m + (1 - beta1) g                 v = beta2 v + (1 - beta2) g^2
     param = (1 - lr decay) param - lr m_hat / (sqrt(v_hat) + eps)
     m_hat = m / (1 - beta1^step)                v_hat = v / (1 - beta2^step)
 
-m and v start at 0, and the hats undo the bias of that start. Loshchilov & Hutter 2019 (arXiv:1711.05101), Algorithm 2, with
+m and v start at 0, and m_hat and v_hat correct the bias of that start. Loshchilov & Hutter 2019 (arXiv:1711.05101), Algorithm 2, with
 beta1 0.9, beta2 0.95, eps 1e-8, decay 0.1 [LLaMA §2.3]. GPU twin: kernels/adamw.py. Lesson: lessons/09_adamw.ipynb.
 """
 import math
@@ -18,7 +18,7 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     """Update param, m and v IN PLACE; grad is only read. Works in blocks, which changes nothing: every element is independent.
 
     Args:
-        param: (n,) float    a flat stretch of parameters that share one weight_decay
+        param: (n,) float    a flat array of parameters that share one weight_decay
         grad:  (n,) float    already clipped
         m, v:  (n,) float    first and second moment, zeros before step 1
         step:  int           1 for the first update

@@ -1,4 +1,4 @@
-"""Gradient clipping by the global norm: a too long gradient is shortened, never bent.
+"""Gradient clipping by the global norm: a gradient that is too long is scaled down, its direction kept.
 
     norm = sqrt(sum over all parameters of g^2)        g = g * min(1, max_norm / norm)
 
@@ -17,7 +17,7 @@ def clip_grad_norm(grad, max_norm):
         max_norm: float
 
     Returns:
-        norm: float, before clipping; NaN or inf if any entry is, and grad is then left as it was
+        norm: float, before clipping; NaN or inf if any entry is; then grad is not changed
     """
     norm = math.sqrt(np.dot(grad, grad))
     if max_norm < norm < math.inf:

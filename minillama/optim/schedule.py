@@ -15,7 +15,7 @@ def learning_rate(step, peak, steps, warmup_steps=2000, final_fraction=0.1):
     Args:
         step:           int     1 for the first update, `steps` for the last; later steps stay at the final rate
         peak:           float   reached at step == warmup_steps
-        steps:          int     updates in the whole run
+        steps:          int     updates in the complete run
         warmup_steps:   int     cut to `steps` when it is longer
         final_fraction: float   lr at the last step, as a share of the peak
 

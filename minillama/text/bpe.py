@@ -3,15 +3,15 @@
     train    start from characters; again and again join the most frequent neighbouring pair (l, r) into one new piece l + r,
              whose score is -rank: the earlier it was learned, the higher
     encode   start from characters; again and again join the neighbours whose joined piece has the highest score (leftmost first);
-             a character that is no piece becomes its UTF-8 bytes
+             a character that is not a piece becomes its UTF-8 bytes
     decode   join the pieces, read runs of bytes as UTF-8, turn the space mark back into a space, drop the first one
 
 Three rules are LLaMA's own. Every digit is its own token, so that a number is always written the same way and sums can be learned
 column by column. Bytes are tokens, so that no text is ever unknown. A space stands before every text (the dummy prefix), so that a
-word is the same token at the start of a text and inside it. A space is written U+2581, a visible mark that can live inside a piece.
+word is the same token at the start of a text and inside it. A space is written U+2581, a visible mark that can stand inside a piece.
 
 Sennrich et al. 2016 (arXiv:1508.07909); Kudo & Richardson 2018 (arXiv:1808.06226); [LLaMA §2.1].
-Twin: minillama/text/tokenizer.py, the same on the SentencePiece library; the file of both: model_file.py. Lesson: lessons/01_tokens.ipynb.
+Twin: minillama/text/tokenizer.py, the same with SentencePiece's library; the file of both: model_file.py. Lesson: lessons/01_tokens.ipynb.
 """
 import codecs
 import heapq
@@ -41,20 +41,20 @@ from minillama.text.model_file import (
     write_model_file,
 )
 
-MAX_SENTENCE = 1000                                # characters; SentencePiece skips a sentence above 4192 bytes without a word
+MAX_SENTENCE = 1000                                # characters; SentencePiece silently skips a sentence above 4192 bytes
 MAX_SAMPLE = 10_000_000                            # characters a tokenizer is trained on
 
 
 def check_text(text):
-    """Raise InputError where text is not a str of whole Unicode characters (an unpaired surrogate has no UTF-8 form)."""
+    """Raise InputError unless text is a str of complete Unicode characters (an unpaired surrogate has no UTF-8 form)."""
     if not isinstance(text, str):
-        raise InputError(f"text must be a str, not {type(text).__name__}")
+        raise InputError(f"text must be a str, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise InputError(f"text has an unpaired surrogate U+{code:04X} at character {error.start}: "
-                         "only U+0000-U+D7FF and U+E000-U+10FFFF can be encoded") from None
+        raise InputError(f"text must have only the characters U+0000-U+D7FF and U+E000-U+10FFFF, got an unpaired surrogate U+{code:04X} "
+                         f"at character {error.start}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- encode and decode
@@ -82,7 +82,7 @@ class BPE:
         """Token ids of text: exactly SentencePiece's, in O(n log n).
 
         The heap holds every pair of neighbours whose joined text is a piece, the highest score first, the leftmost first among equal
-        scores. An entry that an earlier merge has overtaken stays in the heap, and is recognised by its text when it comes up.
+        scores. An entry that an earlier merge has made invalid stays in the heap, and is recognised by its text when it is taken out.
 
         Raises InputError for an unpaired surrogate.
         """
@@ -101,7 +101,7 @@ class BPE:
             push(left, left + 1)
         while heap:
             _, left, right, piece = heapq.heappop(heap)
-            if symbols[left] + symbols[right] != piece:     # overtaken
+            if symbols[left] + symbols[right] != piece:     # no longer valid
                 continue
             symbols[left], symbols[right] = piece, ""
             after[left] = after[right]
@@ -126,7 +126,7 @@ class BPE:
 
     @classmethod
     def load(cls, path):
-        """Read a `.model` file. Raises InputError where it is missing, corrupt, or not LLaMA-style."""
+        """Read a `.model` file. Raises InputError if it is missing, corrupt, or not LLaMA-style."""
         return cls.from_bytes(read_model_file(path), path)
 
     @classmethod
@@ -135,10 +135,10 @@ class BPE:
         for key in REQUIRED:
             value, wanted = settings[key], SETTINGS[key][3]
             if value != wanted:
-                raise InputError(f"{name} is not a LLaMA-style tokenizer: {key} is {value!r}, must be {wanted!r}")
+                raise InputError(f"{name} is not a LLaMA-style tokenizer: {key} must be {wanted!r}, got {value!r}")
         if settings["rewrites_text"]:
             rule = settings["normalization_rule_name"]
-            raise InputError(f"{name} is not a LLaMA-style tokenizer: normalization_rule_name is {rule!r}, must be 'identity'")
+            raise InputError(f"{name} is not a LLaMA-style tokenizer: normalization_rule_name must be 'identity', got {rule!r}")
         return cls(pieces)
 
     def save(self, path):
@@ -156,29 +156,28 @@ def _check_pieces(pieces):
     seen = {}
     for id, (piece, score, kind) in enumerate(pieces):
         if kind not in (NORMAL, UNKNOWN, CONTROL, BYTE):
-            raise InputError(f"piece {id} ({piece!r}) has kind {kind}: a LLaMA-style tokenizer has kinds 1 (normal), 2 (unknown), "
-                             "3 (control) and 6 (byte) only")
+            raise InputError(f"piece {id} ({piece!r}) must be of kind 1 (normal), 2 (unknown), 3 (control) or 6 (byte), got kind {kind}")
         if not piece or piece in seen:
-            raise InputError(f"piece {id} is {piece!r}" + (f", as is piece {seen[piece]}: every piece must be distinct" if piece
-                                                           else ": a piece needs at least one character"))
+            raise InputError(f"every piece must be distinct, got {piece!r} as piece {seen[piece]} and as piece {id}" if piece
+                             else f"piece {id} must have at least 1 character, got {piece!r}")
         if not np.isfinite(score):
-            raise InputError(f"piece {id} ({piece!r}) has score {score}: scores must be finite")
+            raise InputError(f"piece {id} ({piece!r}) must have a finite score, got {score}")
         if kind == BYTE and piece not in BYTE_PIECES:
-            raise InputError(f"piece {id} ({piece!r}) is of kind byte: its name must be <0x00> to <0xFF>")
+            raise InputError(f"piece {id} is of kind byte: it must be one of <0x00> to <0xFF>, got {piece!r}")
         seen[piece] = id
     kinds = Counter(kind for _, _, kind in pieces)
     if kinds[UNKNOWN] != 1 or kinds[BYTE] != 256:
-        raise InputError(f"the vocabulary has {kinds[UNKNOWN]} unknown and {kinds[BYTE]} byte pieces: it must have 1 and 256")
+        raise InputError(f"the vocabulary must have 1 unknown and 256 byte pieces, got {kinds[UNKNOWN]} unknown and {kinds[BYTE]} byte")
     for piece in ("<s>", "</s>"):
         if piece not in seen or pieces[seen[piece]][2] != CONTROL:
-            raise InputError(f"the vocabulary lacks {piece}: a LLaMA-style tokenizer has the control pieces <s> and </s>")
+            raise InputError(f"the vocabulary must have the control pieces <s> and </s>, got no control piece {piece}")
 
 
 class TextStream:
-    """Ids to text, one at a time: what push returns, joined, then finish, is the text of all ids.
+    """Ids to text, one at a time: all that push returns, and then what finish returns, is the text of all ids.
 
     A character may be spread over several byte tokens: incomplete bytes are held back until they are a character, or cannot become
-    one. Each byte that is no part of a character becomes U+FFFD, as in SentencePiece. Control tokens (<s>, </s>) have no text, <unk>
+    one. Each byte that belongs to no character becomes U+FFFD, as in SentencePiece. Control tokens (<s>, </s>) have no text, <unk>
     shows as " ⁇ ". The space of the dummy prefix, the first thing of a text, is dropped (unless drop_first_space is False).
     """
 
@@ -192,12 +191,12 @@ class TextStream:
         return "".join(self._push(id) for id in ids)
 
     def finish(self):
-        """The text of bytes still held back; afterwards the stream goes on as after any text."""
+        """The text of the bytes still held back. More ids may follow."""
         return self._read_bytes(b"", end=True)
 
     def _push(self, id):
         if not 0 <= id < len(self.pieces):
-            raise InputError(f"token id {id} is outside the vocabulary: it must be 0 to {len(self.pieces) - 1}")
+            raise InputError(f"a token id must be from 0 to {len(self.pieces) - 1} (the vocabulary), got {id}")
         piece, _, kind = self.pieces[id]
         if kind == BYTE:
             return self._read_bytes(bytes([int(piece[3:5], 16)]))
@@ -222,9 +221,9 @@ class TextStream:
 def split_sentences(texts):
     """Cut texts into training sentences: lines, and lines above MAX_SENTENCE characters at a single space near the limit.
 
-    A sentence is given a space in front, and cutting at a space removes one: no word changes. Only a line without a single space in
-    1000 characters is cut inside a word. Newlines are in no sentence, so "\\n" is never learned: it is always the byte <0x0A>.
-    U+2585 ends a sentence too: SentencePiece, which uses it as a mark of its own, would drop its whole line.
+    A sentence is given a space in front, and cutting at a space removes one: no word changes. Only a line that has no such space in
+    1000 characters is cut inside a word. No sentence contains a newline, so "\\n" is never learned: it is always the byte <0x0A>.
+    U+2585 ends a sentence too: SentencePiece uses it as a mark of its own, and would drop the complete line.
     """
     for text in texts:
         check_text(text)
@@ -239,7 +238,7 @@ def split_sentences(texts):
 
 
 def _without_return(sentence):
-    """The sentence without the \\r of a Windows line end, which SentencePiece takes off; none where nothing is left."""
+    """The sentence without the \\r of a Windows line end, which SentencePiece removes; no sentence if nothing is left."""
     sentence = sentence.rstrip("\r")
     return [sentence] if sentence else []
 
@@ -248,7 +247,7 @@ _SINGLE_SPACE = re.compile(f"(?<=[^ {SPACE}]) (?=[^ {SPACE}])")
 
 
 def sample_sentences(sentences, max_characters=MAX_SAMPLE):
-    """Every k-th sentence, k the power of two that keeps at most max_characters: one pass, flat memory, the same every time."""
+    """Every k-th sentence, k the power of two that keeps at most max_characters: one pass, bounded memory, the same every time."""
     kept, size, stride = [], 0, 1
     for index, sentence in enumerate(sentences):
         if index % stride == 0:
@@ -293,15 +292,15 @@ def choose_alphabet(words, character_coverage):
 
 
 def check_vocab_size(vocab_size, alphabet):
-    """Raise InputError where vocab_size has no room for 3 specials, 256 bytes and the alphabet, or for uint16."""
+    """Raise InputError unless vocab_size has room for 3 specials, 256 bytes and the alphabet, and its ids fit in uint16."""
     smallest = FIRST_ID + len(alphabet)
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer):
-        raise InputError(f"vocab_size is {vocab_size!r}: it must be a whole number, or 'chars'")
+        raise InputError(f"vocab_size must be a whole number or 'chars', got {vocab_size!r}")
     if vocab_size > MAX_VOCAB_SIZE:
-        raise InputError(f"vocab_size {vocab_size} is too large: ids are stored in 16 bits, so at most {MAX_VOCAB_SIZE}")
+        raise InputError(f"vocab_size must be at most {MAX_VOCAB_SIZE} (ids are stored in 16 bits), got {vocab_size}")
     if vocab_size < smallest:
-        raise InputError(f"vocab_size {vocab_size} is too small for this text: 3 special tokens, 256 bytes and its {len(alphabet)} "
-                         f"characters need at least {smallest}")
+        raise InputError(f"vocab_size must be at least {smallest} for this text (3 special tokens, 256 bytes and its {len(alphabet)} "
+                         f"characters), got {vocab_size}")
 
 
 def train_bpe(texts, vocab_size, character_coverage=SETTINGS["character_coverage"][3]):
@@ -309,13 +308,13 @@ def train_bpe(texts, vocab_size, character_coverage=SETTINGS["character_coverage
 
     The most frequent pair is merged first. Ties: the shorter joined piece, then the one first in code point order. No other tie is
     possible, since no piece is ever spelled by two pairs (what becomes of a stretch of text that no merge crosses depends on that
-    stretch alone). A pair counts at every place it stands: "aaa" holds a + a twice. Pairs that have died out (count 0) are still taken
-    when nothing else is left. (Older releases of SentencePiece count a + a in "aaa" once, and between two looks at all pairs compare
-    only the most frequent 5 %: some rare pairs come in another order there.)
+    stretch alone). A pair counts at every place where it stands: "aaa" holds a + a twice. Pairs that no longer occur (count 0) are still
+    taken when nothing else is left. (Older releases of SentencePiece count a + a in "aaa" once. They compare only the most frequent
+    5 % of the pairs and look at all pairs now and then, so some rare pairs come in another order there.)
 
     Approximated: the script of a character comes from its Unicode name, see script().
 
-    Raises InputError where vocab_size is too small or too large for the text.
+    Raises InputError if vocab_size is too small or too large for the text.
     """
     sentences = sample_sentences(split_sentences(texts))
     if not sentences:
@@ -332,18 +331,18 @@ def train_bpe(texts, vocab_size, character_coverage=SETTINGS["character_coverage
 
 
 class VocabularyTooLarge(InputError):
-    """The text does not hold that many pieces; `largest` is how many it does. Both trainers raise it."""
+    """The text does not hold that many pieces; `largest` is the number it does hold. Both trainers raise it."""
 
     def __init__(self, vocab_size, largest):
-        super().__init__(f"vocab_size {vocab_size} is too large for this text: it has pieces for at most {largest}")
+        super().__init__(f"vocab_size must be at most {largest} for this text (it has no more pieces), got {vocab_size}")
         self.largest = largest
 
 
 def learn_merges(words, alphabet, n_merges):
-    """The first n_merges pieces in the order they are learned (fewer where the words run out of pairs).
+    """The first n_merges pieces in the order they are learned (fewer if the words run out of pairs).
 
     Counting all pairs again after each merge would cost a pass over the text per piece. Only the neighbours of a merge change, so
-    counts are updated there. In the heap a count may be too high, since merges take neighbours away; it is corrected when it comes up.
+    counts are updated there. In the heap a count may be too high, since merges take neighbours away; it is corrected when it is taken out.
     """
     known = set(alphabet)
     symbols = [[character if character in known else _UNCOVERED for character in word] for word in words]
@@ -380,7 +379,7 @@ def learn_merges(words, alphabet, n_merges):
 
 
 def merge_word(word, left, right):
-    """Join left and right wherever they stand in word (a list, changed in place), and list what became of the pairs around.
+    """Join left and right wherever they stand in word (a list, changed in place), and list how the pairs around them change.
 
         p l r n  ->  p lr n        (p, l) (l, r) (r, n) -> -1        (p, lr) (lr, n) -> +1
     """
@@ -416,7 +415,7 @@ _scripts = {}
 
 
 def script(character):
-    """The script of a character, told by its Unicode name: CYRILLIC SMALL LETTER A is CYRILLIC.
+    """The script of a character, taken from its Unicode name: CYRILLIC SMALL LETTER A is CYRILLIC.
 
     Punctuation, symbols and emoji are COMMON. Accents and joiners are INHERITED: they go with any script. Chinese and Japanese are one.
     Python has no table of scripts; of the 55,632 characters up to U+FFFF that it names, this gets all but 1,760 right, which are

@@ -1,8 +1,8 @@
 """The built-in corpus: three small languages, generated, whose entropy is known exactly, so that nothing has to be downloaded.
 
-One grammar, two hands. A source is an ordinary function that holds a pen: `pen.say` sets down what cannot be otherwise,
+One grammar both writes and reads. A source is an ordinary function that is given a pen: `pen.say` writes fixed text,
 `pen.pick` one of several options, `pen.recall` what the text before has already decided. A `Writer` draws each choice; a
-`Reader` runs the same function along a finished text and finds each choice again. Where there is a choice, no option is a
+`Reader` runs the same function along a finished text and finds each choice again. In every choice no option is a
 prefix of another, so a text has exactly one derivation, and by the chain rule its information is the sum of its choices':
 
     bits(text) = Σ −log2 p(choice)        floor = ln 2 · Σ bits / Σ tokens        nats/token
@@ -11,7 +11,7 @@ No model does better on average: cross-entropy ≥ entropy (Gibbs' inequality; S
 is a prefix of another, so the end of a document, `</s>`, costs nothing. No text belongs to two sources, so a model that must
 also find out which source it reads pays exactly −log2(share) bits more for each document, 1.56 on average at these shares.
 
-`recall_bits` is what memory saves: what a reader who knows the grammar, but forgets what it has read, would pay on top.
+`recall_bits` is what memory saves: what a reader who knows the grammar, but forgets what it has read, would pay in addition.
 As a share of bits + recall_bits it is RECALL_SHARE: who is there and has what, which town is which, the carried digit and the sum.
 
 SHARES are a small stand-in for the paper's mix of seven sources, CommonCrawl at 67.0 % to StackExchange at 2.0 % [LLaMA §2.1,
@@ -39,13 +39,13 @@ class Document(NamedTuple):
 
 
 class Pen:
-    """What a grammar holds. Every verb takes the literal text that leads up to it, then the options; `_choose` is the hand."""
+    """What a grammar writes with. Every method takes the literal text before the choice, then the options; `_choose` makes the choice."""
 
     def __init__(self):
         self.bits = self.recall_bits = 0.0
 
     def say(self, literal: str) -> None:
-        """Text that cannot be otherwise: 0 bits."""
+        """Fixed text: 0 bits."""
         self._choose((literal,))
 
     def pick(self, lead: str, options: Sequence[str], among: Sequence[str] = (), weights: Sequence[int] = ()) -> str:
@@ -60,7 +60,7 @@ class Pen:
         return options[i]
 
     def recall(self, lead: str, value: str, among: Sequence[str]) -> str:
-        """A value decided by the text before: 0 bits to whoever remembers, log2(len(among)) to whoever does not."""
+        """A value decided by the text before: 0 bits for a reader that remembers it, log2(len(among)) for one that does not."""
         return self.pick(lead, (value,), among)
 
 
@@ -97,11 +97,11 @@ class Reader(Pen):
                 self.at += len(option)
                 return i
         found = self.text[self.at : self.at + 12]
-        raise InputError(f"the text leaves the grammar at character {self.at}: {found!r} stands where one of {list(options)} must")
+        raise InputError(f"the text must go on with one of {list(options)} at character {self.at}, got {found!r}")
 
 
 def without(options, *gone):
-    """The options still free."""
+    """The options that are left."""
     return tuple(option for option in options if option not in gone)
 
 
@@ -189,7 +189,7 @@ def facts(pen):
 
 
 # ---- sums ----
-NEXT = {1: (", ",), 2: (", ", ". "), 3: (". ",)}  # after so many columns: another one, or the end
+NEXT = {1: (", ",), 2: (", ", ". "), 3: (". ",)}  # after this many columns: another one, or the end
 
 
 def sums(pen):
@@ -242,5 +242,5 @@ def derive(source: str, text: str) -> Document:
     pen = Reader(text)
     SOURCES[source](pen)
     if pen.at < len(text):
-        raise InputError(f"the text leaves the grammar at character {pen.at}: {text[pen.at:][:12]!r} stands where it must end")
+        raise InputError(f"the text must end at character {pen.at}, got {text[pen.at:][:12]!r}")
     return Document(text, pen.bits, pen.recall_bits)

@@ -1,10 +1,10 @@
 """Tokens on disk, and batches drawn from several sources by proportion.
 
 A source becomes a shard: two files of uint16 token ids, `<s> document </s> <s> document </s> ...`, made once and then read through
-a memory map. A batch is a pure function of (seed, step): every row picks a source with probability equal to its share, so shares
-are by token and not by document, and a random place in it. Nothing is remembered between steps, so a resumed run needs no state.
+a memory map. A batch is a pure function of (seed, step): every row picks a source with probability equal to its share, and a
+random place in it; so shares are by token and not by document. Nothing is remembered between steps, so a resumed run needs no state.
 
-LLaMA mixes seven sources so [LLaMA §2.1, table 1], and reports how often each was gone through: its epochs.
+LLaMA mixes seven sources in this way [LLaMA §2.1, table 1], and reports how often each was read: its epochs.
 Lesson: lessons/12_data.ipynb.
 """
 import hashlib
@@ -30,7 +30,7 @@ class Stream(NamedTuple):
     scored:  int            tokens a model is asked to predict: all but the <s> that starts each document
     bytes:   int            UTF-8 bytes of the text
     documents: int
-    floor:   float | None   exact information of the documents, nats per scored token, where it is known: their entropy floor
+    floor:   float | None   exact information of the documents, nats per scored token, if it is known: their entropy floor
     """
 
     tokens: np.ndarray
@@ -41,7 +41,7 @@ class Stream(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One source, tokenised: its share of the mix (shares sum to 1), and its streams. `train` is None where all is held out."""
+    """One source, tokenised: its share of the mix (shares sum to 1), and its streams. `train` is None if all is held out."""
 
     name: str
     share: float
@@ -50,8 +50,8 @@ class Shard(NamedTuple):
 
 
 class _Writer:
-    """Tokenises documents into folder/train.bin and folder/val.bin. Short ones wait, to be tokenised many at a time; a long one goes
-    through in pieces of text, in flat memory.
+    """Tokenises documents into folder/train.bin and folder/val.bin. Short ones wait, to be tokenised many at a time; a long one is
+    tokenised slice by slice, in bounded memory.
 
     counts: dict side -> {"tokens", "bytes", "documents", "bits"}
     """
@@ -87,7 +87,7 @@ class _Writer:
         self._write(side, [self.tokenizer.eos_id])
 
     def flush(self):
-        """Tokenise what waits."""
+        """Tokenise the documents that wait."""
         for side, texts in self._waiting.items():
             for ids in self.tokenizer.encode_batch(texts, num_threads=os.cpu_count() or 1):
                 self._write(side, [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id])
@@ -137,7 +137,7 @@ def load_shard(source, share, tokenizer, cache, val_fraction=None, progress=lamb
         share:        float         of the mix
         tokenizer:    Tokenizer
         cache:        Path          folder of all tokenised sources
-        val_fraction: float | None  held out; None: everything is (a text to evaluate on)
+        val_fraction: float | None  share held out; None: everything (a text to evaluate on)
         progress:     (int) -> None called with the UTF-8 bytes done
 
     Returns:
@@ -176,12 +176,12 @@ class Mixture:
         for shard in shards:
             tokens = len(shard.train.tokens) if shard.train else 0
             if tokens < seq_len + 1:
-                raise InputError(f"{shard.name} must have {seq_len + 1} training tokens at least (seq_len {seq_len} + 1), got {tokens}")
+                raise InputError(f"{shard.name} must have at least {seq_len + 1} training tokens (seq_len {seq_len} + 1), got {tokens}")
 
     def batch(self, step, rows):
         """The rows of one step: a pure function of (seed, step, rows).
 
-        Sources are drawn by systematic sampling: one random offset, then equal steps through the cumulated shares. Each
+        Sources are drawn by systematic sampling: one random offset, then equal steps through the cumulative shares. Each
         row has probability `share`, and every batch is within one row of the exact proportion.
 
         Returns:
@@ -196,12 +196,12 @@ class Mixture:
         return window[:, :-1], mask_starts(window[:, 1:], self.bos_id)
 
     def epochs(self, tokens):
-        """How often each source has been gone through after that many training tokens, as in [LLaMA table 1]: dict."""
+        """How often each source has been read after that many training tokens, as in [LLaMA table 1]: dict."""
         return {shard.name: tokens * shard.share / len(shard.train.tokens) for shard in self.shards}
 
 
 def mask_starts(targets, bos_id):
-    """Targets with IGNORE in place of every <s>: where a document starts is not for the model to predict."""
+    """Targets with IGNORE in place of every <s>: the model is not asked to predict where a document starts."""
     return np.where(targets == bos_id, IGNORE, targets)
 
 

@@ -17,9 +17,9 @@ BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIALS = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
 FIRST_ID = len(SPECIALS) + len(BYTE_PIECES)        # 259: ids 0-2 special, 3-258 bytes, then merges, then characters
 MAX_VOCAB_SIZE = 65536                             # token ids are stored as uint16
-MAX_BYTES = 20_000_000                             # of a tokenizer's file; LLaMA's have a tenth of it at most
+MAX_BYTES = 20_000_000                             # of a tokenizer's file; LLaMA's files have at most a tenth of it
 
-# LLaMA's settings. name: (message of the .model file, field number, value where the file says nothing, LLaMA's value)
+# LLaMA's settings. name: (message of the .model file, field number, value if the file has none, LLaMA's value)
 SETTINGS = {
     "model_type": ("trainer", 3, 1, 2),                                # 2 = BPE
     "character_coverage": ("trainer", 10, 0.9995, 0.99995),            # the rarest 1 in 20,000 characters become bytes
@@ -44,16 +44,16 @@ SETTINGS = {
 # Encoding and decoding depend on these alone; a model that differs is refused.
 REQUIRED = ("model_type", "byte_fallback", "treat_whitespace_as_suffix", "unk_surface", "add_dummy_prefix",
             "remove_extra_whitespaces", "escape_whitespaces")
-MESSAGES = {"trainer": 2, "normalizer": 3}         # field numbers inside the whole model
+MESSAGES = {"trainer": 2, "normalizer": 3}         # their field numbers in the file
 
 
 def read_model_file(path):
-    """The bytes of a file. Raises InputError where there is none, or it is too large to be one."""
+    """The bytes of a file. Raises InputError if it cannot be read, or is too large to be a tokenizer's."""
     return read_bytes(path, MAX_BYTES)
 
 
 def write_model_file(path, data):
-    """Write the bytes atomically: a reader sees the old file or the new one, never half of one. Raises InputError where it cannot."""
+    """Write the bytes atomically: a reader sees the old file or the new one, never half of one. Raises InputError if that fails."""
     try:
         with atomic(path) as temporary:
             temporary.write_bytes(data)
@@ -62,7 +62,7 @@ def write_model_file(path, data):
 
 
 def parse_model(data, name="the model"):
-    """Pieces and settings of a `.model`. Raises InputError for bytes that are none."""
+    """Pieces and settings of a `.model`. Raises InputError for bytes that are not one."""
     try:
         return _parse_model(data)
     except (ValueError, TypeError, AttributeError, struct.error) as error:

@@ -24,9 +24,9 @@ def shares(sources):
 
 
 def _training_text(sources, val_fraction):
-    """Text for the tokenizer: an even sample of every source by its share, and never of what is held out.
+    """Text for the tokenizer: an even sample of every source by its share, and never from what is held out.
 
-    A text that is longer than its share is cut into stretches, and of these as many are taken as keep the sample even.
+    A text that is longer than its share is cut into stretches, and those that are taken are spread evenly over it.
     """
     for source, share in zip(sources, shares(sources)):
         limit = int(TOKENIZER_CHARACTERS * share)
@@ -45,7 +45,7 @@ def _training_text(sources, val_fraction):
 
 
 def _stretches(chunks, fraction):
-    """The chunks as they are where all is taken, else in stretches of at most STRETCH characters."""
+    """The chunks as they are if all is taken, else in stretches of at most STRETCH characters."""
     for chunk in chunks:
         yield from (chunk,) if fraction == 1 else (chunk[start:start + STRETCH] for start in range(0, len(chunk), STRETCH))
 
@@ -53,7 +53,7 @@ def _stretches(chunks, fraction):
 def train_tokenizer(sources, vocab_size, val_fraction, preset_vocab_size):
     """Train a run's tokenizer, never on what is held out.
 
-    Where no size was asked for (vocab_size None), a text too small for the preset's gets the largest it supports.
+    If no size was asked for (vocab_size None) and the text is too small for the preset's, it gets the largest that the text supports.
     """
     wanted = preset_vocab_size if vocab_size is None else vocab_size
     with phase("learning a vocabulary"):
@@ -70,7 +70,7 @@ def train_tokenizer(sources, vocab_size, val_fraction, preset_vocab_size):
 
 
 def prepare_shards(sources, tokenizer, cache, val_fraction=None):
-    """Tokenise every source, or find it in the cache: list of Shard. val_fraction None: everything is held out, to be evaluated on."""
+    """Tokenise every source, or find it in the cache: list of Shard. val_fraction None: everything is held out, for evaluation."""
     size = sum(source.size for source in sources)
     with tqdm(total=size, unit="B", unit_scale=True, desc="tokenising", leave=False, disable=None) as bar:
         return [load_shard(source, share, tokenizer, cache, val_fraction, bar.update) for source, share in zip(sources, shares(sources))]

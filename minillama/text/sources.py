@@ -2,10 +2,10 @@
 
 A source has a name, a weight, a size (about the bytes of its text), a fingerprint of its content, and yields documents
 `(side, chunks, bits)`: side is "train" or "val"; chunks is an iterable of str that joins to one document, a tuple of one for a
-document that is in memory anyway; bits is the document's exact information where it is known (the built-in sources), else None.
+document that is in memory anyway; bits is the document's exact information if it is known (the built-in sources), else None.
 
-What is held out, and why it never meets the training text: a plain text file is one document, cut once, its end held out.
-Of a collection, complete documents are held out, chosen by the hash of their text, so that two equal documents always
+What is held out, and why it never overlaps the training text: a plain text file is one document, cut once, its end held out.
+From a collection, complete documents are held out, chosen by the hash of their text, so that two equal documents always
 fall on the same side.
 """
 import codecs
@@ -21,7 +21,7 @@ from ..files import check_name, check_regular
 from . import corpus
 
 CHUNK = 1 << 20  # bytes of a file read at a time
-BOM = codecs.BOM_UTF8  # with which Windows programs begin a file
+BOM = codecs.BOM_UTF8  # the bytes that Windows programs put in front of a text
 
 
 def _digest(text):
@@ -44,7 +44,7 @@ def _split_documents(texts, fraction, name):
 class BuiltinSource:
     """One source of the built-in corpus: `size` characters of freshly drawn documents."""
 
-    shuffled = True  # the first documents are as good a sample as any
+    shuffled = True  # documents come in random order: the first ones are a fair sample
 
     def __init__(self, name, weight, seed, size):
         self.name, self.weight, self.seed, self.size = name, weight, seed, size
@@ -67,7 +67,7 @@ class BuiltinSource:
 
 
 class FileSource:
-    """What text and JSON lines share: a file that is there and not empty. Raises InputError where it is not."""
+    """What text and JSON lines share: a file that is there and not empty. Raises InputError if it is not."""
 
     shuffled = False
 
@@ -104,8 +104,8 @@ class TextSource(FileSource):
     def documents(self, val_fraction):
         cut = self._character_boundary(round(self.size * (1 - val_fraction)))
         if not 0 < cut < self.size:
-            raise InputError(f"{self.path} has {self.size} bytes, of which val_fraction {val_fraction:g} holds out {self.size - cut}: "
-                             "at least 1 must be held out, and 1 left")
+            raise InputError(f"{self.path} must have at least 1 byte to train on and 1 to hold out, got {self.size} bytes, of which "
+                             f"val_fraction {val_fraction:g} holds out {self.size - cut}")
         yield "train", self._chunks(0, cut), None
         yield "val", self._chunks(cut, self.size), None
 

@@ -2,10 +2,10 @@
 
     train    LLaMA's settings (model_file.SETTINGS), any vocabulary size; "chars" gives one token per character
     encode   text -> ids; decode(encode(text)) == text for every text (but a U+2581 in it comes back as the space it stands for)
-    chunks   a text of any size goes through in flat memory: it is cut only where no piece can reach across
+    chunks   a text of any size is encoded in bounded memory: it is cut only where no piece can reach across
 
 Kudo & Richardson 2018 (arXiv:1808.06226); [LLaMA §2.1] (digits are split, unknown characters become bytes, 32,000 pieces).
-Twin: minillama/text/bpe.py, the same by hand and to read; the file itself: model_file.py. Lesson: lessons/01_tokens.ipynb.
+Twin: minillama/text/bpe.py, the same by hand, made to be read; the file itself: model_file.py. Lesson: lessons/01_tokens.ipynb.
 """
 import hashlib
 import io
@@ -24,7 +24,7 @@ class Tokenizer:
     """A SentencePiece model. Made by train, load or from_bytes.
 
     pieces:   list of (piece, score, kind), in the order of the ids; kinds as in bpe.py (1 normal, 2 unknown, 3 control, 6 byte)
-    settings: dict, what the file says of the names in model_file.SETTINGS
+    settings: dict, the file's value of each name in model_file.SETTINGS
     model:    bytes, the `.model` file
     """
 
@@ -43,11 +43,11 @@ class Tokenizer:
         """Train on texts (an iterable of str, read once) with exactly LLaMA's settings.
 
         vocab_size counts everything: 3 special tokens, 256 bytes, characters, merges. "chars" is LLaMA's tokenizer with no merges and
-        with every character trained on; newline, NUL, U+001F, U+2585 and a \\r seen at line ends only are left to bytes.
-        At most bpe.MAX_SAMPLE characters are trained on, evenly spread over texts: memory stays flat for an iterator of any length.
+        with every character trained on; newline, NUL, U+001F, U+2585 and a \\r that occurs only at line ends become bytes.
+        At most bpe.MAX_SAMPLE characters are trained on, evenly spread over texts: memory is bounded for an iterator of any length.
         The same texts give the same bytes.
 
-        Raises InputError where vocab_size is too small or too large for the texts; the message names the limit.
+        Raises InputError if vocab_size is too small or too large for the texts; the message names the limit.
         """
         sentences = bpe.sample_sentences(bpe.split_sentences(texts))
         if not sentences:
@@ -66,7 +66,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """Read a `.model` file of SentencePiece. Raises InputError where it is missing, corrupt or something else."""
+        """Read a `.model` file of SentencePiece. Raises InputError if it is missing, corrupt or something else."""
         return cls(model_file.read_model_file(path), str(path))
 
     def save(self, path):
@@ -91,7 +91,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self):
-        """sha256 of the model file, in hex: equal exactly where two tokenizers are the same file."""
+        """sha256 of the model file, in hex: equal if and only if two tokenizers are the same file."""
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text, bos=False, eos=False):
@@ -109,12 +109,12 @@ class Tokenizer:
     def encode_chunks(self, chunks):
         """Yield lists of ids whose concatenation is encode("".join(chunks)); chunks is an iterable of str, cut anywhere.
 
-        A text may be cut between two characters that stand side by side in no piece: no merge can then reach across. Before a space
-        that follows a letter is always such a place. Text is held until one is found, so memory is one chunk and the longest stretch
-        without such a place; a stretch of more than MAX_STRETCH characters, one letter again and again say, is cut at its end all the
-        same, where a merge could have reached across. What comes after a cut must not be given a dummy prefix: it is encoded behind a
-        newline, which joins with nothing, and the newline's tokens are taken off. A model where this does not hold (not LLaMA-style)
-        gets its text in one.
+        A text may be cut between two characters that stand side by side in no piece: no merge can then reach across. The place
+        before a space that follows a letter is always one. Text is held until one is found, so memory is one chunk and the longest
+        stretch without such a place. A stretch of more than MAX_STRETCH characters (for example one letter repeated) is cut at its end
+        nevertheless, although a merge could have reached across. What comes after a cut must not be given a dummy prefix: it is encoded
+        after a newline, which joins with nothing, and the newline's tokens are removed. A model for which this does not hold (not
+        LLaMA-style) gets all of the text at once.
         """
         if self._joined is None:
             yield self.encode("".join(chunks))
@@ -136,7 +136,7 @@ class Tokenizer:
         ids = [int(id) for id in ids]
         for id in ids:
             if not 0 <= id < self.vocab_size:
-                raise InputError(f"token id {id} is outside the vocabulary: it must be 0 to {self.vocab_size - 1}")
+                raise InputError(f"a token id must be from 0 to {self.vocab_size - 1} (the vocabulary), got {id}")
         return self._sentencepiece.decode(ids)
 
     def stream(self, prompt=()):

@@ -111,7 +111,8 @@ KEYS = {
     "scores of zero": (lambda fields: fields["tokenizer.ggml.scores"][0].__setitem__(slice(None), [0.0] * 400),
                        "scores must differ, got 0 for all"),
     "no tokens": (lambda fields: fields.pop("tokenizer.ggml.tokens"), "has no tokenizer.ggml.tokens"),
-    "a user's token": (lambda fields: fields["tokenizer.ggml.token_type"][0].__setitem__(300, 4), "has kind 4"),
+    "a user's token": (lambda fields: fields["tokenizer.ggml.token_type"][0].__setitem__(300, 4),
+                       r"piece 300 .* must be of kind 1 .*, got kind 4"),
     "fewer tokens": (lambda fields: fields["tokenizer.ggml.tokens"][0].pop(),
                      "llama.vocab_size must be 399, the number of tokenizer.ggml.tokens, got 400"),
 }

@@ -321,7 +321,7 @@ def test_a_folder_with_only_a_tokenizer_json_comes_in(copy):
     (lambda t: t["model"]["vocab"].update(x1=900), "ids of its 401 pieces must be 0, 1, 2"),
     (lambda t: t["model"].pop("vocab"), "is not a tokenizer.json: KeyError"),
     (lambda t: t["model"].update(merges=[["a"]]), "is not a tokenizer.json"),
-    (lambda t: t["model"].update(unk_token="<s>"), "lacks <s>"),
+    (lambda t: t["model"].update(unk_token="<s>"), "must have the control pieces <s> and </s>, got no control piece <s>"),
 ])
 def test_other_tokenizers_are_refused(change, message, copy):
     (copy / "tokenizer.model").unlink()

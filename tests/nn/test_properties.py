@@ -189,9 +189,9 @@ def test_an_untrained_model_knows_nothing(rng):
 
 
 @pytest.mark.parametrize(("tokens", "message"), [
-    (np.array([[0, 11]]), "token id 11 is out of range: the vocabulary has ids 0 to 10"),
-    (np.array([[-2, 1]]), "token id -2"),
-    (np.zeros((1, 17), int), "17 tokens are longer than the context of 16"),
+    (np.array([[0, 11]]), r"a token id must be from 0 to 10 \(the vocabulary\), got 11$"),
+    (np.array([[-2, 1]]), r"a token id must be from 0 to 10 \(the vocabulary\), got -2$"),
+    (np.zeros((1, 17), int), r"a sequence must have at most 16 tokens \(max_seq_len\), got 17$"),
 ])
 def test_bad_tokens(tokens, message, tiny):
     with pytest.raises(InputError, match=message):
@@ -201,5 +201,5 @@ def test_bad_tokens(tokens, message, tiny):
 def test_decoding_past_the_context(tiny):
     cache = KVCache(tiny)
     model_decode(np.zeros((1, 16), int), nn.init_params(tiny), tiny, cache)
-    with pytest.raises(InputError, match="17 tokens are longer than the context of 16"):
+    with pytest.raises(InputError, match=r"a sequence must have at most 16 tokens \(max_seq_len\), got 17$"):
         model_decode(np.zeros((1, 1), int), nn.init_params(tiny), tiny, cache)

@@ -181,7 +181,7 @@ def test_epochs():
 
 
 def test_too_short():
-    with pytest.raises(InputError, match=r"a must have 17 training tokens at least \(seq_len 16 \+ 1\), got 16"):
+    with pytest.raises(InputError, match=r"a must have at least 17 training tokens \(seq_len 16 \+ 1\), got 16"):
         Mixture([fake_shard("a", 1.0, 10, 16)], 16, 0, 1)
 
 
