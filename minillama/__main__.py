@@ -4,13 +4,24 @@ Each command is two functions: `_add_X` says what it takes, `_X` makes a request
 """
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 from . import __version__, machine
+
+
+def _leave(number, frame):
+    """Ctrl-C before a command has begun."""
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _leave)
 
 machine.prepare()  # before NumPy is imported
 
@@ -28,7 +39,7 @@ from .config import (  # noqa: E402
     check_number,
 )
 from .errors import InputError  # noqa: E402
-from .files import check_name  # noqa: E402
+from .files import check_name, read_bytes  # noqa: E402
 
 MAX_STDIN = 100_000_000  # bytes
 
@@ -44,7 +55,10 @@ class Parser(argparse.ArgumentParser):
     """One sentence for a wrong argument, like every other error, and exit status 2."""
 
     def error(self, message):
-        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+        words = message.removeprefix("unrecognized arguments: ").split() if message.startswith("unrecognized arguments") else []
+        files = [word for word in words if os.path.isfile(word)]
+        hint = f"; a text is given with --data {files[0]}" if files and self.prog.endswith((" train", "minillama")) else ""
+        self.exit(2, f"error: {message}{hint} ({self.prog} --help)\n")
 
 
 def _path(text):
@@ -70,12 +84,14 @@ def _vocab_size(text):
 
 
 def _add_config_flags(group, config_class, skip=()):
-    """One flag per field of a configuration, its help and type taken from there. Flags not given stay out of the namespace."""
+    """One flag per field of a configuration, its help and type taken from there, with the default preset's value, and the paper's where
+    it gives one. Flags not given stay out of the namespace."""
     for field in dataclasses.fields(config_class):
         if field.name not in skip:
-            known = "" if field.default is dataclasses.MISSING else f" (LLaMA-1: {field.default})"
+            values = [f"nano: {(PRESETS['nano'].model | PRESETS['nano'].train).get(field.name, field.default)}"]
+            values += [f"LLaMA-1: {field.default}"] if field.metadata["paper"] else []
             letter = field.type.__name__[0].upper()
-            text = field.metadata["help"].replace("%", "%%") + known
+            text = f"{field.metadata['help']} ({'; '.join(values)})".replace("%", "%%")
             flag = "--" + field.name.replace("_", "-")
             group.add_argument(flag, type=field.type, default=argparse.SUPPRESS, metavar=letter, help=text)
 
@@ -95,7 +111,7 @@ presets:
 
 examples:
   python -m minillama train
-  python -m minillama train --data book.txt --vocab-size chars --out runs/book
+  python -m minillama train --data book.txt --vocab-size chars
   python -m minillama train --data prose.txt=0.35 --data facts.jsonl=0.65 --preset micro
   python -m minillama train --resume --out runs/book
   python -m minillama train --from runs/nano --data book.txt --lr 3e-4 --steps 500 --out runs/tuned
@@ -113,7 +129,8 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
     run = parser.add_argument_group("run")
     run.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="shape and recipe (default nano)")
     run.add_argument("--config", type=_path, metavar="FILE.toml", help="settings, as in a run's config.toml")
-    run.add_argument("--out", type=_path, metavar="DIR", help="the run's folder (default runs/PRESET)")
+    run.add_argument("--out", type=_path, metavar="DIR",
+                     help="the run's folder (default runs/NAME, after the text or the preset; with a number if that is taken)")
     run.add_argument("--from", dest="from", default=argparse.SUPPRESS, metavar="MODEL",
                      help="start from these weights instead of fresh ones: a run, a checkpoint, or what `import` reads")
     run.add_argument("--keep-optimizer", action="store_true",
@@ -180,14 +197,19 @@ def _add_run(parser):
 
 def _add_generate(commands):
     parser = commands.add_parser("generate", formatter_class=Formatter, help="let a trained model write", description="""\
-Continue a prompt; the text appears as it is decoded.
+Continue a prompt; the text appears as it is decoded, and the last line, on standard error, says why it ends.
+A prompt like the texts that the model was trained on is answered best.
 
 examples:
-  python -m minillama generate runs/nano --prompt "Tom"
-  python -m minillama generate runs/nano --prompt "12+34" --temperature 0""")
+  python -m minillama generate runs/nano --prompt "Tom met"
+  python -m minillama generate runs/nano --prompt "Ann counts hens" --temperature 0
+  python -m minillama generate runs/nano -i""")
     _add_run(parser)
-    parser.add_argument("--prompt", "-p", type=_text, default="", metavar="TEXT",
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", "-p", type=_text, default="", metavar="TEXT",
                         help="text to continue (default: none, the start of a document)")
+    prompt.add_argument("--prompt-file", type=_path, metavar="FILE", help="a UTF-8 text file to continue")
+    prompt.add_argument("-i", "--interactive", action="store_true", help="ask for prompts, one a line, until the end of the input")
     parser.add_argument("-n", "--max-new-tokens", type=int, default=200, metavar="N",
                         help="at most this many new tokens; fewer at the end of a document or of the context (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="F",
@@ -201,23 +223,67 @@ examples:
 
 
 def _generate(arguments):
-    from .generate import Sampling, generate
+    from .generate import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    check_number("-n", arguments.max_new_tokens, low=1)
+    n = check_number("-n", arguments.max_new_tokens, low=1)
+    prompt = arguments.prompt
+    if arguments.prompt_file:
+        prompt = _decoded(read_bytes(arguments.prompt_file, MAX_STDIN), arguments.prompt_file)
     trained, engine = _open(arguments.run, arguments.engine, batch_splits=1)
-    tokenizer = trained.tokenizer
-    prompt = tokenizer.encode(arguments.prompt, bos=True)
-    ids = generate(engine, prompt, arguments.max_new_tokens, tokenizer.eos_id, sampling)
-    stream = tokenizer.stream(prompt)
-    first = next(ids, None)                                      # raises for a prompt that is too long, before anything is shown
-    sys.stdout.write(arguments.prompt)
-    if first is not None:
-        sys.stdout.write(stream.push(first))
-    for token in ids:
+    if not arguments.interactive:
+        _write(engine, trained.tokenizer, prompt, n, sampling)
+        return
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        try:
+            _write(engine, trained.tokenizer, prompt, n, sampling)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _write(engine, tokenizer, prompt, n, sampling):
+    """Print a prompt and its continuation, token by token; then, on standard error, why it ends."""
+    from .generate import generate
+
+    ids = tokenizer.encode(prompt, bos=True)
+    stream, count = tokenizer.stream(ids), 0
+    written = generate(engine, ids, n, tokenizer.eos_id, sampling)
+    first = next(written, None)                                  # raises for a prompt that is too long, before anything is shown
+    sys.stdout.write(f"\033[1m{prompt}\033[0m" if sys.stdout.isatty() else prompt)
+    for token in [] if first is None else itertools.chain([first], written):
         sys.stdout.write(stream.push(token))
         sys.stdout.flush()
+        count += 1
     sys.stdout.write(stream.finish() + "\n")
+    sys.stdout.flush()
+    context = engine.config.max_seq_len
+    if count == n:
+        why = f"-n {n}"
+    else:
+        why = f"the end of the context of {context} tokens" if len(ids) + count > context else "the end of a document"
+    print(f"(stopped after {count} tokens: {why})", file=sys.stderr)
+
+
+def _add_runs(commands):
+    parser = commands.add_parser("runs", formatter_class=Formatter, help="the runs of a folder, with their last loss", description="""\
+A line for every run in a folder: preset, parameters, steps, last loss on held-out text, and the entropy floor where it is known.
+
+--json prints [{"run", "preset", "parameters", "step", "steps", "val_loss", "floor"}]; null where it is unknown.""")
+    parser.add_argument("folder", nargs="?", type=_path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    parser.set_defaults(command=_runs)
+
+
+def _runs(arguments):
+    from .report.runs import format_runs, list_runs
+
+    found = list_runs(arguments.folder)
+    print(json.dumps(found, indent=1) if arguments.json else format_runs(found))
 
 
 def _add_eval(commands):
@@ -373,14 +439,18 @@ def _tokenizer_train(arguments):
     print(f"{arguments.out}: {tokenizer.vocab_size} pieces")
 
 
+def _decoded(data, where):
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
+
+
 def _read_stdin():
     data = sys.stdin.buffer.read(MAX_STDIN + 1)
     if len(data) > MAX_STDIN:
         raise InputError(f"standard input must have at most {MAX_STDIN:,} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
+    return _decoded(data, "standard input")
 
 
 def _tokenizer_encode(arguments):
@@ -421,6 +491,7 @@ examples:
 
 
 def _info(arguments):
+    from .report.bench import sgemm_rate
     from .report.plan import format_plan, plan
     from .run.config import IMPORTED
     from .run.folder import describe
@@ -433,7 +504,7 @@ def _info(arguments):
         model, recipe, title = ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), f"{name}: {PRESETS[name].about}"
     else:
         raise InputError(f"{name} is neither a run, nor a model, nor a preset ({', '.join(PRESETS)})")
-    figures = plan(model, recipe, name, trained_here)
+    figures = plan(model, recipe, name, trained_here, sgemm_rate(machine.default_threads()))
     print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else format_plan(title, model, figures))
 
 
@@ -472,10 +543,10 @@ shapes:
   c  dim 512, 8 layers, batch 4 x 512,  vocabulary 8192
 
 --json prints {"environment", "train": [{"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio",
-"gemm_roofline_ms", "sgemm_gflops", "numpy_mb", "torch_mb"}], "decode": [{"threads", "tokens_per_s", "roofline_tokens_per_s",
-"huggingface_tokens_per_s", "read_gb_per_s"}]}; null where PyTorch or transformers is not installed. Memory is the peak above
-the imports, in MiB. With --profile: {"profile": {SHAPE: [{"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate",
-"of_sgemm"}]}} instead.""")
+"gemm_roofline_ms", "sgemm_gflops", "numpy_mb", "torch_mb", "spread"}], "decode": [{"threads", "tokens_per_s", "roofline_tokens_per_s",
+"huggingface_tokens_per_s", "read_gb_per_s", "spread"}]}; null where PyTorch or transformers is not installed. Memory is the peak above
+the imports, in MiB; spread is the ninth over the first decile of one contender's times. With --profile instead:
+{"profile": {SHAPE: [{"op", "calls", "forward_ms", "backward_ms", "share", "gflop", "rate", "of_sgemm"}]}}.""")
     parser.add_argument("--shapes", default="a,b,c", metavar="a,b,c", help="which of them (default all)")
     parser.add_argument("--threads", default="1,2", metavar="1,2", help="thread counts (default 1,2)")
     parser.add_argument("--profile", action="store_true", help="instead: every op alone, its milliseconds, share and rate")
@@ -517,15 +588,18 @@ def main(argv=None):
     about = "LLaMA-1 from scratch in NumPy, every gradient by hand."
     parser = Parser(prog="python -m minillama", formatter_class=Formatter, description=about)
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_generate, _add_eval, _add_compare, _add_export, _add_import, _add_tokenizer, _add_info, _add_gradcheck,
-                _add_bench):
+    parser.set_defaults(command=lambda _: parser.print_help() or 2)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for add in (_add_train, _add_generate, _add_eval, _add_runs, _add_compare, _add_export, _add_import, _add_tokenizer, _add_info,
+                _add_gradcheck, _add_bench):
         add(commands)
     for stream in (sys.stdout, sys.stderr):                      # a character that the terminal cannot show is written as its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     arguments = parser.parse_args(argv)
     try:
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return arguments.command(arguments) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -168,12 +168,12 @@ PRESETS = {
         dict(steps=2400, batch_size=8, seq_len=128, lr=2e-3, warmup_steps=100, embedding_std=0.5, eval_every=200, save_every=400),
     ),
     "micro": Preset(
-        "hours on a laptop",
+        "about an hour on a laptop; `info micro` estimates it for this machine",
         dict(dim=288, n_layers=6, n_heads=6, vocab_size=4096, multiple_of=32, max_seq_len=256),
         dict(steps=3000, batch_size=8, seq_len=256, lr=1e-3, warmup_steps=200, eval_every=250, save_every=250),
     ),
     "small": Preset(
-        "for a GPU; a day or more on a processor",
+        "for a GPU; on a processor a day or more, see `info small`",
         dict(dim=512, n_layers=10, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=512),
         dict(steps=10_000, batch_size=16, seq_len=512, lr=6e-4, warmup_steps=500, eval_every=500, save_every=500),
     ),

@@ -196,14 +196,14 @@ def _target(path):
 
 
 def check_name(path):
-    """The path as it is. Raises InputError for one that no file can have, and for one that is not UTF-8, which config.toml cannot hold."""
+    """The path as it is. Raises InputError for one that no file can have, that config.toml cannot hold, or that would move the cursor."""
     text = str(path)
     try:
-        if text and "\0" not in text and text.encode("utf-8"):
+        if text and text.encode("utf-8") and not any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
             return path
     except UnicodeEncodeError:
         pass
-    raise InputError(f"a path must be text in UTF-8, got {text!r:.80}")
+    raise InputError(f"a path must be text in UTF-8 without control characters, got {text!r:.80}")
 
 
 def check_regular(path):

@@ -8,6 +8,8 @@ import sys
 import pytest
 from helpers import SMALL, call
 
+from minillama.config import preset
+
 pytestmark = pytest.mark.usefixtures("auto_is_numpy")
 
 
@@ -28,6 +30,87 @@ def test_generate(finished, capsys):
     assert out.startswith("Ann has")
     assert call(capsys, "generate", finished, "--prompt", "Ann has", "-n", 20, "--seed", 3)[1] == out
     assert call(capsys, "generate", finished, "--prompt", "Ann has", "-n", 20, "--seed", 4)[1] != out
+
+
+def test_generation_says_why_it_ends(finished, capsys, monkeypatch):
+    from minillama.text.tokenizer import Tokenizer
+
+    assert call(capsys, "generate", finished, "-p", "Ann", "-n", 7)[2] == "(stopped after 7 tokens: -n 7)\n"
+    err = call(capsys, "generate", finished, "-p", "Ann", "-n", 1000, "--seed", 1)[2]
+    assert re.fullmatch(r"\(stopped after \d+ tokens: the end of (a document|the context of 256 tokens)\)\n", err)
+    first = Tokenizer.load(finished / "tokenizer.model").encode(call(capsys, "generate", finished, "-n", 1, "--temperature", 0)[1])[-1]
+    monkeypatch.setattr(Tokenizer, "eos_id", first)
+    assert call(capsys, "generate", finished, "-n", 9, "--temperature", 0)[2] in (
+        "(stopped after 0 tokens: the end of a document)\n", "(stopped after 9 tokens: -n 9)\n")
+    monkeypatch.setattr(Tokenizer, "eos_id", -1)
+    assert call(capsys, "generate", finished, "-n", 1000)[2] == "(stopped after 256 tokens: the end of the context of 256 tokens)\n"
+
+
+def test_prompts_from_a_file_and_one_after_the_other(finished, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "prompt.txt"
+    path.write_text("Ann has")
+    alone = call(capsys, "generate", finished, "-p", "Ann has", "-n", 5)[1]
+    assert call(capsys, "generate", finished, "--prompt-file", path, "-n", 5)[1] == alone
+    lines = iter(["Ann has", "x" * 3000, "Ann has"])
+
+    def typed(prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    status, out, err = call(capsys, "generate", finished, "-i", "-n", 5)
+    assert (status, out) == (0, alone * 2 + "\n")
+    assert "error: the prompt " in err                           # one that is too long does not end the conversation
+    path.write_bytes(b"caf\xe9")
+    assert call(capsys, "generate", finished, "--prompt-file", path)[::2] == (2, f"error: {path} is not UTF-8: byte 0xe9 at offset 3\n")
+
+
+def test_runs(finished, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "runs")[0] == 2
+    (tmp_path / "runs").mkdir()
+    assert "no runs here yet" in call(capsys, "runs")[1]
+    shutil.copytree(finished, tmp_path / "runs" / "a")
+    shutil.copytree(finished, tmp_path / "runs" / "broken")
+    (tmp_path / "runs" / "broken" / "config.toml").write_text("[")
+    status, out, _ = call(capsys, "runs", "--json")
+    found = json.loads(out)
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert status == 0
+    assert found[0] == {"run": "runs/a", "preset": "nano", "parameters": 12656, "step": 12, "steps": 12, "val_loss": last["val_loss"],
+                        "floor": None}
+    assert "broken/config.toml is not TOML" in found[1]["error"]
+    table = call(capsys, "runs")[1]
+    assert "12 of 12" in table and f"{last['val_loss']:.4f}" in table
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    status, out, err = call(capsys)
+    assert (status, err) == (2, "")
+    for word in ("train", "generate", "runs", "bench"):
+        assert re.search(rf"^    {word}\b", out, re.MULTILINE), word
+
+
+def test_a_text_without_data_is_hinted_at(text, capsys):
+    assert f"a text is given with --data {text} (" in call(capsys, "train", text)[2]
+    assert "--data" not in call(capsys, "train", "nowhere.txt")[2]
+
+
+def test_help_shows_the_presets_values_and_credits_the_paper_where_it_gives_one(capsys):
+    out = " ".join(call(capsys, "train", "--help")[1].split())
+    for words in ("(nano: 0.002; LLaMA-1: 0.0003)", "optimiser steps (nano: 2400)", "(nano: 8; LLaMA-1: 256)", "the newest (nano: 2)"):
+        assert words in out, words
+
+
+def test_the_context_is_what_it_is_trained_at(text, tmp_path, capsys):
+    """Unless it is asked for: a model writes noise beyond."""
+    short = [word for word in SMALL if word not in ("--max-seq-len", "256")]
+    assert call(capsys, "train", "--engine", "numpy", "--data", text, "--out", tmp_path / "a", *short, "--steps", "1")[0] == 0
+    assert json.loads(call(capsys, "info", tmp_path / "a", "--json")[1])["max_seq_len"] == 16
+    for name in ("nano", "micro", "small"):
+        assert preset(name).model["max_seq_len"] == preset(name).train["seq_len"]
 
 
 def test_greedy_generation_ignores_the_seed(finished, capsys):
@@ -261,7 +344,6 @@ BAD_USE = {
     "a text for a model": (["tokenizer", "encode", "a.txt", "a"], r"a\.txt .*not a SentencePiece model"),
     "an id out of range": (["tokenizer", "decode", "RUN", "290"], r"a token id must be from 0 to 289 .*, got 290"),
     "a model in the way": (["tokenizer", "train", "a.txt", "--vocab-size", "290", "--out", "a.txt"], r"a\.txt already exists"),
-    "no command": ([], r"the following arguments are required: COMMAND"),
     "an unknown command": (["chat"], r"invalid choice: 'chat'"),
 }
 

@@ -100,7 +100,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
         (tmp_path, "it is a folder, not a file"),
         (tmp_path / "loop", "cannot read"),
         (tmp_path / "none", "No such file or directory"),
-        ("a\0b", "a path must be text in UTF-8, got 'a"),
+        ("a\0b", "a path must be text in UTF-8 without control characters, got 'a"),
         (tmp_path / "large", "must have at most 100 bytes, got 101"),
     ):
         with pytest.raises(InputError, match=sentence):

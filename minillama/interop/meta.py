@@ -22,7 +22,8 @@ OUTSIDE = {"tok_embeddings": "tok_embeddings.weight", "norm": "norm.weight", "ou
 INSIDE = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
           "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}
 BY_COLUMNS = ("tok_embeddings", "wo", "w2")  # cut by columns, if there are several parts; the other matrices are cut by rows
-CONTEXT = 2048  # LLaMA-1's: the files do not say
+CONTEXT = 2048  # LLaMA-1's: Meta's files do not say
+OURS = "minillama.json"  # which says it, beside them: {"max_seq_len"}
 MAX_PICKLE = 10_000_000  # bytes of the pickle alone: names and shapes, no numbers
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")  # the instructions that fetch something to call
 ALLOWED = {
@@ -61,6 +62,7 @@ def write(path, model, dtype="f32"):
             "norm_eps": config.norm_eps, "vocab_size": -1,
             **({} if config.rope_theta == 10000.0 else {"rope_theta": config.rope_theta}),
         })
+        write_json(making / OURS, {"max_seq_len": config.max_seq_len})
         plain = making / "tensors"
         with open(plain, "wb") as file:
             for name in shapes:
@@ -140,8 +142,15 @@ def _read_config(settings, found, n_pieces):
         vocab_size=n_pieces,
         norm_eps=settings.number("norm_eps"),
         rope_theta=settings.number("rope_theta", 10000.0),
-        max_seq_len=CONTEXT,
+        max_seq_len=_context(settings.where.parent),
     )
+
+
+def _context(folder):
+    """What the model was trained at, if it was exported from here."""
+    if not (folder / OURS).exists():
+        return CONTEXT
+    return Settings(read_json(inside(folder, OURS)), folder / OURS).integer("max_seq_len")
 
 
 def _joined(parts, folder):

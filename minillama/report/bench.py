@@ -24,6 +24,7 @@ SHAPES = {  # the shapes of `--shapes`: model, batch, sequence length
 DECODE = {"dim": 288, "n_layers": 6, "n_heads": 6, "vocab_size": 32000, "multiple_of": 32, "max_seq_len": 256}  # stories15M
 DECODE_TOKENS = 256
 SECONDS = 6.0  # of work for each contender at each shape
+DISTURBED = 2.0  # ninth over first decile of one contender's times; on a quiet machine less than 1.3
 LR = 1e-3
 
 
@@ -213,6 +214,12 @@ class Contender:
     def median(self):
         return statistics.median(self.times) if self.times else None
 
+    @property
+    def spread(self):
+        """Ninth over first decile of the times: how much the machine was disturbed."""
+        deciles = statistics.quantiles(self.times, n=10) if len(self.times) > 1 else [1.0]
+        return deciles[-1] / deciles[0]
+
     def close(self):
         self.process.stdin.close()
         self.process.stdout.close()
@@ -297,6 +304,7 @@ def bench_train(shapes, thread_counts, names, progress):
                 "sgemm_gflops": rate / 1e9,
                 "numpy_mb": done["numpy"].mb,
                 "torch_mb": done["torch"].mb if theirs else None,
+                "spread": max(contender.spread for contender in done.values()),
             })
     return rows
 
@@ -319,6 +327,7 @@ def bench_decode(thread_counts, names, progress):
             "roofline_tokens_per_s": bandwidth / read,
             "huggingface_tokens_per_s": rate.get("huggingface decode"),
             "read_gb_per_s": bandwidth / 1e9,
+            "spread": max(contender.spread for contender in done.values()),
         })
     return rows
 
@@ -382,6 +391,10 @@ def format_bench(result):
             lines.append(f"{row['threads']:>7} {row['tokens_per_s']:9.0f} {row['roofline_tokens_per_s']:9.0f} "
                          f"{row['tokens_per_s'] / row['roofline_tokens_per_s']:6.0%} {_cell(peer, '13.0f'):>13} "
                          f"{_cell(peer and row['tokens_per_s'] / peer, '6.2f'):>6}")
+    spread = max(row["spread"] for row in [*result["train"], *result["decode"]])
+    if spread > DISTURBED:
+        lines += ["", f"disturbed: single times of one contender differ {spread:.1f} times. Other programs ran beside this one: "
+                  "these figures and ratios say little, repeat it on a quiet machine"]
     return "\n".join(lines)
 
 

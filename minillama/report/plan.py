@@ -14,6 +14,7 @@ from ..nn import count_params
 
 A100_FLOPS = 312e12  # bfloat16, dense, one A100-80GB
 ASSUMED_MFU = 0.5    # of it that a well-made training reaches
+OVERHEAD = 1.4       # a step of the NumPy engine over its matrix products alone, see the benchmark
 PROGRAM = 80e6       # bytes: Python with NumPy, SentencePiece and matplotlib
 
 
@@ -69,12 +70,15 @@ def check_memory(config, engine):
                              f"{recipe.seq_len:,} tokens a step), and this machine has {_size(there)}: choose a smaller model or batch")
 
 
-ELSEWHERE = ("steps", "train_tokens", "train_flops", "gpu_hours_estimate")  # nobody knows them of a model that was trained elsewhere
+ELSEWHERE = ("steps", "train_tokens", "train_flops", "gpu_hours_estimate", "hours_here")  # unknown of what was trained elsewhere
 
 
-def plan(config, recipe, preset_name=None, trained_here=True):
+def plan(config, recipe, preset_name=None, trained_here=True, rate=None):
     """All figures of a model and its training, as `info --json` prints them; for a model that was not trained here, those of ELSEWHERE
-    are None."""
+    are None.
+
+    rate: float    FLOP/s of this machine's matrix products, for `hours_here`: how long the NumPy engine takes for the training
+    """
     tokens = recipe.steps * recipe.grad_accum_steps * recipe.batch_size * recipe.seq_len
     flops = flops_per_token(config, recipe.seq_len)
     paper = PRESETS.get(preset_name)
@@ -93,6 +97,7 @@ def plan(config, recipe, preset_name=None, trained_here=True):
         "gpu_hours_estimate": flops * trained / (A100_FLOPS * ASSUMED_MFU) / 3600,
         "gpu_hours_paper": hours,
         "mfu_paper": flops * trained / (A100_FLOPS * hours * 3600) if hours else None,
+        "hours_here": flops * trained * OVERHEAD / rate / 3600 if rate else None,
     }
     return figures if trained_here else figures | dict.fromkeys(ELSEWHERE)
 
@@ -103,6 +108,13 @@ def _size(n):
             return f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:,.0f} TB"
+
+
+def _duration(hours):
+    for unit, size in (("years", 8766), ("days", 24), ("hours", 1), ("minutes", 1 / 60)):
+        if hours >= 2 * size:
+            return f"{hours / size:,.0f} {unit}"
+    return f"{3600 * hours:.0f} seconds"
 
 
 def format_plan(title, config, figures):
@@ -118,6 +130,9 @@ def format_plan(title, config, figures):
         in_all = f", {figures['train_flops']:.3g} in all"
         rate = f"{100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s"
         hours = [f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {rate}{paper}"]
+        if figures["hours_here"] is not None:
+            here = _duration(figures["hours_here"])
+            hours.append(f"  time here        about {here} with the NumPy engine, by the speed of this machine's matrix products")
     return "\n".join([
         title,
         f"  shape            dim {config.dim}, {config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, "

@@ -31,7 +31,8 @@ def plot_loss(records, path, title, vocab_size):
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     steps = [record["step"] for record in records]
     evaluated = [record for record in records if "val_loss" in record]
-    loss.plot(steps, [record["loss"] for record in records], color=TRAIN, linewidth=0.8, label="training batches")
+    loss.plot(steps, [record["loss"] for record in records], color=TRAIN, linewidth=0.8,
+              label="training batches (their rows begin anywhere in a document, which is harder)")
     if evaluated:
         last = evaluated[-1]
         loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], color=VAL, marker="o", markersize=3,
@@ -40,7 +41,7 @@ def plot_loss(records, path, title, vocab_size):
             above = 100 * (last["val_loss"] / last["floor"] - 1)
             text = f"floor: {last['floor']:.3f}, the entropy of the text (validation ends {above:.1f}% above)"
             loss.axhline(last["floor"], color=FLOOR, linestyle="--", label=text)
-    text = f"ln {vocab_size} = {math.log(vocab_size):.2f}: knowing nothing"
+    text = f"ln {vocab_size} = {math.log(vocab_size):.2f}: knowing nothing, all {vocab_size} tokens (256 of them bytes) equally likely"
     loss.axhline(math.log(vocab_size), color=INK, linewidth=0.8, linestyle=":", label=text)
     loss.set_ylabel("loss (nats/token)")
     loss.set_title(title, loc="left", fontsize=11)
@@ -67,7 +68,7 @@ def _loss_axis(axes):
 
 
 def plot_compare(runs, path, names):
-    """Draw the training loss of two runs, and under it how far they are apart at every step both have.
+    """Draw the training loss of two runs at the steps that both have, and under it how far they are apart.
 
     Args:
         runs:  two lists of dict    lines of metrics.jsonl
@@ -77,12 +78,12 @@ def plot_compare(runs, path, names):
     FigureCanvasAgg(figure)
     loss, apart = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     curves = [{record["step"]: record["loss"] for record in records} for records in runs]
+    steps = sorted(curves[0].keys() & curves[1].keys())
     for curve, name, color, width in zip(curves, names, (TRAIN, VAL), (2.5, 0.8)):  # the second lies thin upon the first
-        loss.plot(curve.keys(), curve.values(), color=color, linewidth=width, label=name)
+        loss.plot(steps, [curve[step] for step in steps], color=color, linewidth=width, label=name)
     loss.set_ylabel("training loss (nats/token)")
     loss.legend(frameon=False, fontsize=9)
     _loss_axis(loss)
-    steps = sorted(curves[0].keys() & curves[1].keys())
     differences = [abs(curves[0][step] - curves[1][step]) for step in steps]
     if any(differences):
         apart.plot(steps, [difference or math.nan for difference in differences], color=INK, linewidth=0.8, marker=".", markersize=2)

@@ -38,7 +38,7 @@ def test_pytorch_reads_metas_names(folder):
     assert json.loads((folder / "params.json").read_text()) == {
         "dim": 48, "multiple_of": 8, "n_heads": 4, "n_layers": 3, "norm_eps": 1e-4, "vocab_size": -1, "rope_theta": 500.0,
     }
-    assert sorted(os.listdir(folder)) == [NAME, "params.json", "tokenizer.model"]
+    assert sorted(os.listdir(folder)) == [NAME, "minillama.json", "params.json", "tokenizer.model"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -66,18 +66,21 @@ def test_result_schema(monkeypatch, capsys):
     assert [(row["shape"], row["threads"]) for row in result["train"]] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     row = result["train"][0]
     assert row.keys() == {"shape", "threads", "numpy_ms", "torch_ms", "ratio", "compile_ms", "compile_ratio", "gemm_roofline_ms",
-                          "sgemm_gflops", "numpy_mb", "torch_mb"}
+                          "sgemm_gflops", "numpy_mb", "torch_mb", "spread"}
     assert row["ratio"] == pytest.approx(0.75)
     assert row["compile_ratio"] is None
     assert row["gemm_roofline_ms"] == pytest.approx(1e3 * step_flops(ModelConfig(**bench.SHAPES["a"][0]), 12, 64) / 1e11)
     decode = result["decode"][0]
-    assert decode.keys() == {"threads", "tokens_per_s", "roofline_tokens_per_s", "huggingface_tokens_per_s", "read_gb_per_s"}
+    assert decode.keys() == {"threads", "tokens_per_s", "roofline_tokens_per_s", "huggingface_tokens_per_s", "read_gb_per_s", "spread"}
     assert decode["tokens_per_s"] == pytest.approx(512)
     config = ModelConfig(**bench.DECODE)
     assert decode["roofline_tokens_per_s"] == pytest.approx(2e10 / 4 / (count_params(config) - 32000 * 288))
     text = bench.format_bench(result)
     assert "0.75" in text
     assert "absent" in text
+    assert "disturbed" not in text
+    decode["spread"] = 3.25
+    assert "disturbed: single times of one contender differ 3.2 times" in bench.format_bench(result)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -45,5 +45,14 @@ def test_memory_within_a_fifth_of_what_a_run_uses(batch_size, tmp_path):
     assert train_memory(config, batch_size, 128)["total"] == pytest.approx(used, rel=0.2)
 
 
+def test_time_on_this_machine():
+    """At 100 GFLOP/s: the FLOPs of the training, and 40 % for what is not a matrix product; unknown of a model from elsewhere."""
+    config, recipe = ModelConfig(**preset("nano").model), TrainConfig(**preset("nano").train)
+    flops = flops_per_token(config, 128) * 2400 * 8 * 128
+    assert plan(config, recipe, "nano", rate=1e11)["hours_here"] == pytest.approx(1.4 * flops / 1e11 / 3600)
+    assert plan(config, recipe, "nano")["hours_here"] is None
+    assert plan(config, recipe, trained_here=False, rate=1e11)["hours_here"] is None
+
+
 def test_figures_are_json():
     json.dumps(plan(ModelConfig(**preset("nano").model), TrainConfig(**preset("nano").train), "nano"), allow_nan=False)
