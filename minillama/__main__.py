@@ -2,26 +2,27 @@
 
 Each command is two functions: `_add_X` says what it takes, `_X` makes a request of it and calls what does the work.
 """
-import argparse
-import dataclasses
-import itertools
-import json
 import os
-import shutil
 import signal
-import sys
-from pathlib import Path
-
-from . import __version__, machine
 
 
 def _leave(number, frame):
-    """Ctrl-C before a command has begun."""
+    """Ctrl-C before a command has begun: nothing is to be put away yet."""
     os._exit(130)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored: nohup
     signal.signal(signal.SIGINT, _leave)
+
+import argparse  # noqa: E402
+import dataclasses  # noqa: E402
+import itertools  # noqa: E402
+import json  # noqa: E402
+import shutil  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from . import __version__, machine  # noqa: E402
 
 machine.prepare()  # before NumPy is imported
 

@@ -1,5 +1,6 @@
 """metrics.jsonl, a line per step, and the same numbers for TensorBoard where that is installed."""
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -25,8 +26,12 @@ def _is_record(record):
     """True for a line as `train` writes it: numbers by name, among them what every step has."""
     if not isinstance(record, dict) or any(record.get(key) is None for key in ("step", "loss", "tokens_per_s")):
         return False
-    numbers = all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in record.values())
-    return numbers and isinstance(record["step"], int) and record["step"] >= 1
+    return all(map(_is_number, record.values())) and isinstance(record["step"], int) and record["step"] >= 1
+
+
+def _is_number(value):
+    """True for what JSON calls a number, and for null; NaN, which Python reads, is none."""
+    return value is None or (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value))
 
 
 class Metrics:

@@ -60,7 +60,7 @@ def test_numbers_that_come_late_join_their_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [
-    "5", "[]", "{}", "null", "[" * 5000, "\xff",
+    '{"step": 2, "loss": NaN, "tokens_per_s": 1}', "5", "[]", "{}", "null", "[" * 5000, "\xff",
     '{"step": "1"}', '{"step": 2, "loss": null, "tokens_per_s": 1}', '{"step": 2, "loss": "x"}',
     '{"step": 0, "loss": 1, "tokens_per_s": 1}',
     '{"step": true, "loss": 1, "tokens_per_s": 1}', '{"step": 2, "loss": {}, "tokens_per_s": 1}',
