@@ -42,10 +42,8 @@ def atomic(path, parents=False):
         yield temporary
         for file in (*sorted(temporary.rglob("*"), reverse=True), temporary):
             _sync(file)
-        if path.is_dir():                                        # not everywhere does a rename replace an empty folder
-            if any(path.iterdir()):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-            path.rmdir()
+        if path.is_dir():
+            path.rmdir()                                         # only an empty one: not everywhere does a rename replace it
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
@@ -89,7 +87,7 @@ def _said_of(path, temporary, error):
     """The error with the path that the caller knows. NumPy's and PyTorch's writers report a full disk without a number."""
     if error.errno is None:
         return OSError(errno.EIO, f"cannot be written ({error}): is the disk full?", str(path))
-    if error.errno == errno.ENOTEMPTY:                           # another process made the folder in between
+    if error.errno == errno.ENOTEMPTY:                           # of rmdir, or of the rename if another process was faster
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     return OSError(error.errno, error.strerror, str(error.filename or path).replace(str(temporary), str(path)))
 

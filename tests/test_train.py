@@ -144,6 +144,26 @@ def test_values_that_are_not_finite_are_not_saved(text, tmp_path, capsys):
         assert "NaN" not in (out / "metrics.jsonl").read_text() if (out / "metrics.jsonl").exists() else True
 
 
+@pytest.mark.parametrize("kind, what", [
+    ("params", "parameter norm"), ("m", "the first moment of norm"), ("v", "the second moment of norm"),
+])
+def test_a_checkpoint_never_holds_what_is_not_finite(kind, what, text, tmp_path, monkeypatch, capsys):
+    """The last good one is kept, even where only one is."""
+    from minillama.engine.numpy_engine import NumpyEngine
+
+    original = NumpyEngine.state
+
+    def poisoned(self):
+        state = original(self)
+        return state | {kind: state[kind] | {"norm": state[kind]["norm"] + np.inf}} if self.step == 10 else state
+
+    monkeypatch.setattr(NumpyEngine, "state", poisoned)
+    assert run(tmp_path / "a", *SMALL, "--keep", "1", text=text) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: training diverged at step 10: {what} is not finite; the last good checkpoint is kept\n"
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").glob("step*")] == ["step-000005"]
+
+
 def test_resume_of_a_finished_run_changes_nothing(finished, text, tmp_path):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.suffix != ".png"}
     assert run(finished, "--resume") == 0
