@@ -126,6 +126,15 @@ def locked(path, sentence):
         yield
 
 
+def is_locked(path):
+    """True if another process holds the file."""
+    try:
+        with locked(path, ""):
+            return False
+    except InputError:
+        return True
+
+
 def _lock(file):
     if os.name == "nt":
         import msvcrt

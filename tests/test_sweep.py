@@ -87,6 +87,25 @@ def test_what_this_machine_has_no_memory_for_is_refused_before_it_is_built(argum
     assert time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize("words", [
+    ["generate", "RUN", "-n"], ["generate", "RUN", "-n", "3", "--temperature"], ["generate", "RUN", "-n", "3", "--top-k"],
+    ["generate", "RUN", "-n", "3", "--top-p"], ["generate", "RUN", "-n", "3", "--seed"], ["eval", "RUN", "--threads"],
+    ["tokenizer", "train", "TEXT", "--out", "t.model", "--vocab-size"], ["bench", "--profile", "--shapes", "z", "--threads"],
+    ["train", "--data", "TEXT", *SMALL, "--steps", "1", "--out", "run", "--data"],
+])
+def test_numbers_of_other_commands(words, finished, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in NUMBERS:
+        if words[-1] == "--data":
+            number = f"{finished}/tokenizer.model={number}"      # no text: refused in any case, for its weight or its bytes
+        arguments = [{"RUN": finished, "TEXT": text}.get(word, word) for word in words]
+        status, out, err = call(capsys, *arguments[:-1], f"{arguments[-1]}={number}" if words[-1].startswith("--") else arguments[-1],
+                                *([] if words[-1].startswith("--") else [number]))
+        assert status in (0, 2), (words, number)
+        if status == 2:
+            assert re.fullmatch(r"error: [^\n]{10,500}\n", err), (words, number, err)
+
+
 EXTREME = {
     "lr": ["1e-300", "1e10", "1e30", "1e308"], "weight_decay": ["1e30", "1e308", "0"], "grad_clip": ["1e-300", "1e300"],
     "eps": ["1e-30", "1"], "beta1": ["0", "0.9999999"], "beta2": ["0", "0.9999999"], "norm_eps": ["0", "1"],

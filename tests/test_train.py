@@ -342,6 +342,18 @@ def test_a_failed_start_with_a_file_of_the_users_is_left_alone(text, tmp_path, c
     assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_that_has_just_begun_is_not_taken_for_a_failed_start(text, tmp_path):
+    """Before its first checkpoint it is told by its lock from a start that failed."""
+    from minillama.files import locked
+    from minillama.run.folder import free_name, is_failed_start
+
+    assert run(tmp_path / "a", *SMALL, "--lr", "1e30", "--warmup-steps", "1", text=text) == 2
+    assert is_failed_start(tmp_path / "a") and free_name(tmp_path / "a") == tmp_path / "a"
+    with locked(tmp_path / "a" / "tokenizer.model", "taken"):
+        assert not is_failed_start(tmp_path / "a")
+        assert free_name(tmp_path / "a") == tmp_path / "a-2"
+
+
 def test_a_second_run_gets_a_name_of_its_own(text, tmp_path, monkeypatch, capsys):
     """And the name follows the data."""
     monkeypatch.chdir(tmp_path)

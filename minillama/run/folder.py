@@ -1,14 +1,13 @@
 """A run's folder: made in one piece, found again, read. A model in another program's format can be used wherever a run can."""
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import interop
 from ..config import TrainConfig
 from ..errors import InputError
-from ..files import atomic, locked, read_json, write_json
+from ..files import atomic, is_locked, read_json, write_json
 from ..machine import default_threads
 from ..text.tokenizer import Tokenizer
 from . import checkpoint
@@ -68,7 +67,8 @@ def check_fingerprints(path, tokenizer, sources):
     if kept.get("tokenizer") != found["tokenizer"]:
         raise InputError(f"{path}/tokenizer.model must be the one that the run was started with, got another")
     if kept.get("text") != found["text"]:
-        changed = [name for name, hash in found["text"].items() if kept.get("text", {}).get(name) != hash]
+        old = kept["text"] if isinstance(kept.get("text"), dict) else {}
+        changed = [name for name, hash in found["text"].items() if old.get(name) != hash]
         raise InputError(f"the text of {', '.join(changed) or path} has changed since {path} was started: "
                          f"train --from {path} --data FILE goes on with another text")
 
@@ -79,18 +79,13 @@ def holds_run(path):
 
 
 def is_failed_start(path):
-    """True if the folder is a run that has no checkpoint, and in which nothing else is but what `train` leaves there."""
+    """True if the folder is a run without a checkpoint that nobody is training, with nothing in it but what `train` leaves there."""
     path = Path(path)
-    if not holds_run(path) or checkpoint.finished(path / "checkpoints"):
+    if not holds_run(path) or any((path / "checkpoints").glob("*")):
         return False
     ours = {"config.toml", "tokenizer.model", FINGERPRINTS, "metrics.jsonl", "tensorboard", "checkpoints"}
-    return all(file.name in ours for file in path.iterdir()) and not any((path / "checkpoints").glob("*"))
-
-
-def remove(path):
-    """Delete a failed start, if nobody is training it."""
-    with locked(Path(path) / "tokenizer.model", TRAINED.format(path)):
-        shutil.rmtree(path)
+    found = {file.name for file in path.iterdir()}
+    return found <= ours and "tokenizer.model" in found and not is_locked(path / "tokenizer.model")
 
 
 def free_name(path):

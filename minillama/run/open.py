@@ -4,6 +4,7 @@
 """
 import dataclasses
 import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ from .folder import (
     load_model,
     load_tokenizer,
     read_config,
-    remove,
 )
 
 
@@ -144,7 +144,7 @@ def open_run(request):
             splits = _measured_splits(config, mixture) if request.engine.name == "numpy" else config.threads
             config = dataclasses.replace(config, batch_splits=splits)
         if is_failed_start(out):
-            remove(out)
+            shutil.rmtree(out)
         create(out, config, tokenizer, request.first, sources)
     with locked(out / "tokenizer.model", TRAINED.format(out)):
         checkpoints = checkpoint.finished(out / "checkpoints")

@@ -13,13 +13,13 @@ import hashlib
 import heapq
 import itertools
 import json
-import math
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import check_name, check_regular
 from . import corpus
 
+MAX_WEIGHT = 1e9  # the sum of all must be finite
 CHUNK = 1 << 20  # bytes of a file read at a time
 BOM = codecs.BOM_UTF8  # the bytes that Windows programs put in front of a text
 
@@ -192,9 +192,9 @@ def split_spec(spec):
     try:
         value = float(weight)
     except ValueError:
-        raise InputError(f"the weight in --data {spec} must be a number greater than 0, got {weight!r}") from None
-    if not 0 < value < math.inf:
-        raise InputError(f"the weight in --data {spec} must be greater than 0 and finite, got {weight}")
+        raise InputError(f"the weight in --data {spec:.120} must be a number greater than 0, got {weight!r:.30}") from None
+    if not 0 < value <= MAX_WEIGHT:
+        raise InputError(f"the weight in --data {spec:.120} must be greater than 0 and at most {MAX_WEIGHT:g}, got {weight:.30}")
     return path, value
 
 
