@@ -557,6 +557,7 @@ the imports, in MiB; spread is the ninth over the first decile of one contender'
 
 
 def _bench(arguments):
+    from .progress import phase
     from .report import bench
 
     shapes, threads = arguments.shapes.split(","), arguments.threads.split(",")
@@ -571,7 +572,8 @@ def _bench(arguments):
 
         check_picture(arguments.plot)
     if arguments.profile or arguments.plot:
-        rows = {shape: bench.profile(shape, int(threads[0])) for shape in shapes}
+        with phase(f"timing every op at shape {', '.join(shapes)}"):
+            rows = {shape: bench.profile(shape, int(threads[0])) for shape in shapes}
         if arguments.plot:
             from .report.plot import plot_profile
 
