@@ -486,7 +486,7 @@ def _looks_like(given, right, same):
             return turned
     with np.errstate(all="ignore"):
         ratio = np.where(right == 0, np.nan, given / right)
-    factor = np.nanmean(ratio) if np.isfinite(ratio).any() else np.nan
+    factor = float(np.ravel(_mean(ratio))[0])
     if _equal(given, factor * right, same):
         return f"is {factor:.6g} times what it must be"
     offset = float((given - right).mean())
@@ -497,8 +497,7 @@ def _looks_like(given, right, same):
         return f"is right to 1 part in {10 ** int(-np.log10(rough)):,} only: something is rounded, or computed in float32"
     for axis in range(right.ndim) if right.ndim > 1 else ():
         rest = tuple(k for k in range(right.ndim) if k != axis)
-        mean = np.nanmean(ratio, rest, keepdims=True) if np.isfinite(ratio).any() else ratio
-        if _equal(given, np.where(np.isfinite(mean), mean, 0) * right, same):
+        if _equal(given, _mean(ratio, rest) * right, same):
             return f"is off by a factor that depends on axis {axis} alone: something of that length is multiplied in, or left out"
         close = np.abs(given - right).max(rest) <= same * np.abs(right).max()
         if close.any() and not close.all():
@@ -507,6 +506,12 @@ def _looks_like(given, right, same):
                 return f"is right at {places} of axis {axis}, and nowhere else"
             return f"is wrong at {np.flatnonzero(~close).tolist()} of axis {axis}, and right elsewhere"
     return ""
+
+
+def _mean(ratio, axes=None):
+    """Mean of what is finite; 0 where nothing is."""
+    finite = np.isfinite(ratio)
+    return np.where(finite, ratio, 0).sum(axes, keepdims=True) / np.maximum(finite.sum(axes, keepdims=True), 1)
 
 
 def _order(given, right, axis, same):

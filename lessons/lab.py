@@ -20,10 +20,10 @@ import importlib
 import json
 import os
 import pkgutil
+import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -176,11 +176,23 @@ def _measure(jobs):
             _do(job)
             bar.update()
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(_do, job) for job in missing]):
-                done.result()
-                bar.update()
+        waiting = iter(missing)                                  # next() of a list's iterator is safe among threads
+        with ThreadPoolExecutor(workers) as threads:
+            list(threads.map(lambda _: _work_off(waiting, bar), range(workers)))
     bar.close()
+
+
+def _work_off(waiting, bar):
+    """One process of this file, which is told a job a line: a notebook, a script and a test can all start it, on every system."""
+    command = [sys.executable, "-m", "lessons.lab"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+        for job in waiting:
+            worker.stdin.write(json.dumps(job) + "\n")
+            worker.stdin.flush()
+            if worker.stdout.readline() != "done\n":
+                raise RuntimeError(f"a training run failed:\n{worker.stderr.read()}")
+            bar.update()
+        worker.stdin.close()
 
 
 def _progress(total):
@@ -307,3 +319,9 @@ def table(results):
 
 def _text(value):
     return f"{value:.3f}" if np.isfinite(value) else "diverged"
+
+
+if __name__ == "__main__":                                       # a worker of _work_off
+    for line in sys.stdin:
+        _do(_Job(*json.loads(line)))
+        print("done", flush=True)
