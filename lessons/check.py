@@ -373,7 +373,7 @@ def diagnose(exercise, parts):
     right, given = solved(exercise), [tuple(np.asarray(a, float) for a in p) for p in parts]
     wrong = [i for i in range(len(exercise.outputs)) if not all(_equal(g[i], r[i], exercise.same) for g, r in zip(given, right))]
     known = {} if not wrong else _known(exercise, wrong, given, right)
-    types = {i: problem for i, part in enumerate(parts[0]) if (problem := _dtype(exercise.outputs[i], part))}
+    types = {i: problem for i, part in enumerate(parts[0]) if (problem := _dtype(exercise, i, part))}
     problems, hints = [], []
     for group in dict.fromkeys(known.values()):                  # outputs with one explanation share the sentence
         outputs = [i for i in wrong if known.get(i) == group]
@@ -534,7 +534,17 @@ def _order(given, right, axis, same):
     return f"holds the right numbers, but {what} is in the order {order}"
 
 
-def _dtype(output, part):
+@functools.cache
+def _counts(exercise):
+    """For each output, whether it counts something: the solution gives whole numbers."""
+    result = exercise.solution(*_copies(draws(exercise)[0]))
+    return [np.asarray(part).dtype.kind == "i" for part in (result if isinstance(result, tuple) else (result,))]
+
+
+def _dtype(exercise, i, part):
+    output = exercise.outputs[i]
+    if _counts(exercise)[i]:
+        return ""
     if part.dtype.kind == "f" and part.dtype.itemsize < 8:
         return f"{output} is {part.dtype}, and must be float64: the type of what comes in is the type of what goes out."
     return "" if part.dtype.kind == "f" else f"{output} is of type {part.dtype}, and must be float64."

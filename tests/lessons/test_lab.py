@@ -1,8 +1,11 @@
 """The bench: the project's own loop and engine, patched by name, measured once."""
+import pkgutil
+
 import numpy as np
+import planted_bugs
 import pytest
 
-from lessons import lab
+from lessons import lab, museum
 from minillama.engine.numpy_engine import NumpyEngine
 from minillama.nn import block
 from minillama.text.mixture import Mixture
@@ -41,6 +44,20 @@ def test_patched_by_name_and_measured_once(monkeypatch):
     monkeypatch.setattr(lab, "_do", None)                        # nothing is trained again
     again = lab.run({"usual": TINY}, seeds=1, steps=8, evaluations=1)
     assert again["usual"].mean == results["usual"].mean
+
+
+@pytest.mark.parametrize("wrong", museum.ELEVEN)
+def test_the_eleven_are_the_planted_bugs(wrong):
+    """What lesson 08 trains with is what the project's own tests must reject: one list."""
+    places, name, bug = museum.ELEVEN[wrong]
+    forward, planted, arrays, extra = planted_bugs.BUGS[bug]
+    ours = getattr(museum, name)
+    out, cache = forward(*arrays.values(), *extra)
+    dout = np.random.default_rng(0).standard_normal(np.shape(out))
+    given, expected = (f(dout, cache) if isinstance(f(dout, cache), tuple) else (f(dout, cache),) for f in (ours, planted))
+    assert all(np.array_equal(a, b) for a, b in zip(given, expected, strict=True))
+    with lab.patched(museum.patch_of(wrong)):
+        assert all(pkgutil.resolve_name(place) is ours for place in places)
 
 
 def test_a_run_that_diverges_is_infinite():
