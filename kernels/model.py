@@ -61,7 +61,7 @@ class Layer(torch.nn.Module):
             self.register_parameter(name, Parameter(tensor))
 
     def params(self):
-        """The parameters under their short names. Where parameters are sharded, these are the gathered ones."""
+        """The parameters under their short names. Where parameters are split over processes, these are the gathered ones."""
         return dict(self.named_parameters())
 
     def forward(self, x, cos, sin):

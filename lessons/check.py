@@ -382,7 +382,7 @@ def diagnose(exercise, parts):
         outputs = [i for i in wrong if known.get(i) == group]
         names = " and ".join(exercise.outputs[i] for i in outputs)
         problems.append(f"{names} {'is' if len(outputs) == 1 else 'are'} what comes out if " + ", and ".join(m.says for m in group)
-                        + _evidence(exercise.outputs[outputs[0]], given[0][outputs[0]], right[0][outputs[0]]))  # fmt: skip
+                        + _evidence(exercise.outputs[outputs[0]], given[0][outputs[0]], right[0][outputs[0]]))
         hints += [line for mistake in group for line in _lines(exercise, mistake)]
     for i in wrong:
         if i in known:
@@ -471,7 +471,7 @@ def _factors(exercise, i, arguments, given):
     if not _equal(basis @ factors, given.ravel(), exercise.same):
         return ""
     odd = [f"{label} counts {_number(c)} times, and must {f'count {_number(want)}' if want else 'not be there'}"
-           for (label, (_, want)), c in zip(terms.items(), factors) if abs(c - want) > 1e-6]  # fmt: skip
+           for (label, (_, want)), c in zip(terms.items(), factors) if abs(c - want) > 1e-6]
     return "is made of the right terms, but " + "; ".join(odd) if odd else ""
 
 

@@ -126,4 +126,4 @@ EXERCISES = {
             Mistake("norms", "difference.max() / np.abs(numeric).max()", "np.linalg.norm(difference) / np.linalg.norm(numeric)", "it is a ratio of norms: one wrong entry among many is diluted; (2.11) takes the largest"),
         ),
     ),
-}  # fmt: skip
+}

@@ -91,4 +91,4 @@ EXERCISES = {
         ),
         _terms,
     ),
-}  # fmt: skip
+}

@@ -132,4 +132,4 @@ EXERCISES = {
             Mistake("head-dim-for-heads", "weight.reshape(n_heads,", "weight.reshape(len(weight) // n_heads,", "n_heads is taken for the size of a head (4.8)"),
         ),
     ),
-}  # fmt: skip
+}

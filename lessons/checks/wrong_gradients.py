@@ -108,4 +108,4 @@ EXERCISES = {
             Mistake("right-for-wrong", "wrong.argmax(1)", "(~wrong).argmax(1)", "it is the first *right* tensor"),
         ),
     ),
-}  # fmt: skip
+}
