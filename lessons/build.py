@@ -34,7 +34,7 @@ EXERCISE = re.compile(r"^from lessons\.checks\.(\w+) import (\w+)  # exercise$",
 PLACEHOLDER = re.compile(r"\{\{(\w+)(?::([^{}]*))?\}\}")
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}}  # fmt: skip
+            "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}}
 PNG_LIMIT, NOTEBOOK_LIMIT, SECONDS_LIMIT = 60_000, 400_000, 90
 
 
@@ -116,7 +116,7 @@ def execute(notebook, folder, fast):
     """Run every cell in a fresh kernel. Raises BuildError at the first that fails."""
     os.environ.update(LESSONS_FAST="1" if fast else "", PYTHONHASHSEED="0", OPENBLAS_NUM_THREADS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-                            record_timing=False)  # fmt: skip
+                            record_timing=False)
     try:
         client.execute()
     except CellExecutionError as error:

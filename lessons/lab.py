@@ -275,7 +275,7 @@ STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.8,
     "legend.frameon": False, "legend.fontsize": 9, "svg.hashsalt": "minillama", "image.cmap": "viridis",
-}  # fmt: skip
+}
 
 
 @functools.cache
