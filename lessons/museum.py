@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minillama import nn
+from minillama.optim import adamw_step
 
 
 def _load_planted_bugs():
@@ -134,3 +135,14 @@ def patch_of(wrong):
     """The patch of one of the ELEVEN, as lab.run takes it."""
     places, name, _ = ELEVEN[wrong]
     return dict.fromkeys(places, f"lessons.museum.{name}")
+
+
+# ---- 09: other optimisers, made of the right one ----
+def no_bias_correction_step(param, grad, m, v, step, *settings):
+    """AdamW that takes m and v as they are: a very late step, where both corrections are 1."""
+    adamw_step(param, grad, m, v, 10**9, *settings)
+
+
+def adam_l2_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    """Adam with the decay in the gradient, where m and v see it: L2 regularisation."""
+    adamw_step(param, grad + weight_decay * param, m, v, step, lr, beta1, beta2, eps, 0.0)
