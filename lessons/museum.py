@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minillama import nn
+from minillama.optim import adamw_step
 
 
 def _load_planted_bugs():
@@ -56,6 +57,42 @@ def rotate_half_backward(dout, cache):
     return np.concatenate((a * cos + b * sin, b * cos - a * sin), -1)
 
 
+# ---- 05: attention with another mask ----
+def _masked_attention(visible):
+    """Attention whose mask is `visible(T)`, (T, T) bool: forward and backward."""
+
+    def forward(q, k, v):
+        qh, kh, vh = (a.swapaxes(1, 2) for a in (q, k, v))       # (B, H, T, Dh)
+        p = np.where(visible(q.shape[1]), qh @ kh.swapaxes(2, 3) * np.float32(q.shape[3] ** -0.5), -np.inf)
+        p = np.exp(p - p.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        return (p @ vh).swapaxes(1, 2), (q, k, v, p)             # block_backward reads the shape of q here
+
+    def backward(dout, cache):
+        p = cache[3]
+        qh, kh, vh, douth = (a.swapaxes(1, 2) for a in (*cache[:3], dout))
+        dp = douth @ vh.swapaxes(2, 3)
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * np.float32(qh.shape[3] ** -0.5)
+        return tuple(a.swapaxes(1, 2) for a in (ds @ kh, ds.swapaxes(2, 3) @ qh, p.swapaxes(2, 3) @ douth))
+
+    return forward, backward
+
+
+causal_forward, causal_backward = _masked_attention(lambda T: np.tri(T, dtype=bool))
+no_mask_forward, no_mask_backward = _masked_attention(lambda T: np.ones((T, T), bool))
+one_ahead_forward, one_ahead_backward = _masked_attention(lambda T: np.tri(T, k=1, dtype=bool))
+
+
+def no_scale_forward(q, k, v):
+    """Attention without 1/√Dh: q is multiplied by it first."""
+    return nn.attention_forward(q * np.float32(q.shape[3] ** 0.5), k, v)
+
+
+def no_scale_backward(dout, cache):
+    dq, dk, dv = nn.attention_backward(dout, cache)
+    return dq * np.float32(dq.shape[3] ** 0.5), dk, dv
+
+
 # ---- 08: eleven wrong gradients ----
 linear_one_row = planted.linear_without_token_sum
 embedding_last_one_wins = planted.embedding_last_one_wins
@@ -98,3 +135,14 @@ def patch_of(wrong):
     """The patch of one of the ELEVEN, as lab.run takes it."""
     places, name, _ = ELEVEN[wrong]
     return dict.fromkeys(places, f"lessons.museum.{name}")
+
+
+# ---- 09: other optimisers, made of the right one ----
+def no_bias_correction_step(param, grad, m, v, step, *settings):
+    """AdamW that takes m and v as they are: a very late step, where both corrections are 1."""
+    adamw_step(param, grad, m, v, 10**9, *settings)
+
+
+def adam_l2_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    """Adam with the decay in the gradient, where m and v see it: L2 regularisation."""
+    adamw_step(param, grad + weight_decay * param, m, v, step, lr, beta1, beta2, eps, 0.0)

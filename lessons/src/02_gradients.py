@@ -261,12 +261,12 @@ def model_off_by(h, dtype, seed):
 whole = {dtype: np.array([[model_off_by(h, dtype, seed) for h in 10.0 ** np.arange(-7, 0)] for seed in range(5)]) for dtype in (np.float64, np.float32)}
 for dtype, found in whole.items():
     print(f"{dtype.__name__}: best step {10.0 ** (found.mean(0).argmin() - 7):.0e}, worst of five draws off by {found.max(0).min():.0e}")
-record(whole32=whole[np.float32].max(0).min())
+record(whole32=whole[np.float32].max(0).min(), parameters=nn.count_params(config))
 claim("float64 checks a whole model to 1e-7", whole[np.float64].max(0).min() < 1e-7)
 claim("float32 does not come to 1e-4", whole[np.float32].max(0).min() > 1e-4)
 
 # %% [markdown] lang="en"
-# **What does not show at this scale.** Here the float32 check of a whole model is off by {{whole32:.0e}} at its best step, for a model of a few thousand parameters. With more layers the rounding grows, but the rule is the same. And a check says nothing about ops it was not given: test each one, then the model.
+# **What does not show at this scale.** Here the float32 check of a whole model is off by {{whole32:.0e}} at its best step, for a model of {{parameters:,.0f}} parameters. A real one has millions of times as many roundings, and this lesson does not measure what that costs. And a check says nothing about ops it was not given: test each one, then the model.
 #
 # ## The anchor in the paper
 #

@@ -101,7 +101,7 @@ for wrong, found in cosines.items():
     print(f"{wrong:<38} {np.mean(found):5.2f}   ({min(found):.2f} to {max(found):.2f})")
 
 # %%
-record(lowest=min(map(np.mean, cosines.values())), start=start)
+record(lowest=min(map(np.mean, cosines.values())), start=start, parameters=nn.count_params(config))
 claim("every wrong gradient points downhill, at every seed", min(map(min, cosines.values())) > 0.1)
 claim("every loss has fallen by more than a nat", all((start - r.final > 1).all() for r in results.values()), fast=False)
 
@@ -257,7 +257,7 @@ for letter, bug in zip("ABCDE", hunt):
 print("\n".join(f"{letter}: {bug}" for letter, bug in zip("ABCDE", hunt)))
 
 # %% [markdown] lang="en"
-# **What does not show at this scale.** 200 steps of a model with 40 thousand parameters do not say what such a gradient does after 200 thousand steps. Those that look harmless here need not be so there, and this lesson does not measure it. It also cannot rank the eleven: another learning rate gives another order. What holds is that the loss does not tell, and the check does.
+# **What does not show at this scale.** 200 steps of a model with {{parameters:,.0f}} parameters do not say what such a gradient does after 200 thousand steps. Those that look harmless here need not be so there, and this lesson does not measure it. It also cannot rank the eleven: another learning rate may give another order. What holds is that the loss does not tell, and the check does.
 #
 # ## The anchor in the paper
 #

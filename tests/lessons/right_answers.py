@@ -5,6 +5,7 @@ Every one must pass its check, or learners are told that they are wrong when the
 import numpy as np
 
 from minillama import nn
+from minillama.optim import adamw_step
 
 
 # ---- 02 ----
@@ -215,6 +216,83 @@ def to_rotate_half_matrix(weight, n_heads):
     return np.kron(np.eye(n_heads), P) @ weight
 
 
+# ---- 05 ----
+def split_heads_stack(x, n_heads):
+    return np.stack(np.split(x, n_heads, -1), 1)
+
+
+def split_heads_loops(x, n_heads):
+    B, T, D = x.shape
+    Dh = D // n_heads
+    return [[[[x[b, t, h * Dh + i] for i in range(Dh)] for t in range(T)] for h in range(n_heads)] for b in range(B)]
+
+
+def split_heads_transpose(x, n_heads):
+    return np.einsum("bthd->bhtd", x.reshape(x.shape[0], x.shape[1], n_heads, x.shape[2] // n_heads))
+
+
+def attention_forward_loops(q, k, v):
+    out = np.zeros_like(q)
+    for b, i, h in np.ndindex(*q.shape[:3]):
+        scores = [q[b, i, h] @ k[b, j, h] / q.shape[3] ** 0.5 for j in range(i + 1)]
+        weights = np.exp(scores) / np.exp(scores).sum()
+        out[b, i, h] = sum(w * v[b, j, h] for j, w in enumerate(weights))
+    return out
+
+
+def attention_forward_matmul(q, k, v):
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
+    s = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1]) + np.triu(np.full((q.shape[2],) * 2, -1e30), 1)
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return (e / e.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
+
+
+def attention_forward_op(q, k, v):
+    return nn.attention_forward(q, k, v, 2)[0]
+
+
+def attention_forward_flash(q, k, v):
+    return nn.flash_attention_forward(q, k, v, 2)[0]
+
+
+def softmax_backward_jacobian(dp, p):
+    J = np.einsum("bij,jl->bijl", p, np.eye(p.shape[-1])) - p[..., :, None] * p[..., None, :]
+    return np.einsum("bij,bijl->bil", dp, J)
+
+
+def softmax_backward_loops(dp, p):
+    ds = np.zeros_like(p)
+    for row in np.ndindex(p.shape[:-1]):
+        for m in range(p.shape[-1]):
+            ds[row][m] = p[row][m] * (dp[row][m] - sum(dp[row] * p[row]))
+    return ds
+
+
+def softmax_backward_einsum(dp, p):
+    return p * dp - p * np.einsum("bij,bij->bi", p, dp)[:, :, None]
+
+
+def attention_backward_op(dout, q, k, v):
+    return nn.attention_backward(dout, nn.attention_forward(q, k, v, 2)[1])
+
+
+def attention_backward_flash(dout, q, k, v):
+    return nn.flash_attention_backward(dout, nn.flash_attention_forward(q, k, v, 2)[1])
+
+
+def attention_backward_loops(dout, q, k, v):
+    dq, dk, dv, root = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v), q.shape[3] ** 0.5
+    for b, i, h in np.ndindex(*q.shape[:3]):
+        s = k[b, :i + 1, h] @ q[b, i, h] / root
+        p = np.exp(s) / np.exp(s).sum()
+        dp = v[b, :i + 1, h] @ dout[b, i, h]
+        ds = p * (dp - p @ dp) / root
+        dq[b, i, h] = ds @ k[b, :i + 1, h]
+        dk[b, :i + 1, h] += np.outer(ds, q[b, i, h])
+        dv[b, :i + 1, h] += np.outer(p, dout[b, i, h])
+    return dq, dk, dv
+
+
 # ---- 08 ----
 def flat(tensors):
     return np.concatenate([np.ravel(tensors[name]) for name in sorted(tensors)])
@@ -280,7 +358,57 @@ def first_wrong_floats(errors, tolerance):
     return np.where(np.isinf(columns), -1.0, columns)
 
 
+# ---- 09 ----
+def running_mean_sum(gradients, beta):
+    weights = (1 - beta) * beta ** np.arange(len(gradients))[::-1]
+    return weights @ gradients, weights @ gradients / weights.sum()
+
+
+def running_mean_recursive(gradients, beta):
+    if not len(gradients):
+        return np.zeros(gradients.shape[1]), np.zeros(gradients.shape[1])
+    before, _ = running_mean_recursive(gradients[:-1], beta)
+    m = before + (1 - beta) * (gradients[-1] - before)
+    return m, m / (1 - np.exp(len(gradients) * np.log(beta)))
+
+
+def running_mean_loops(gradients, beta):
+    m, left = [0.0] * gradients.shape[1], 1.0
+    for row in gradients:
+        left *= beta
+        m = [beta * a + (1 - beta) * g for a, g in zip(m, row)]
+    return np.array(m), np.array([a / (1 - left) for a in m])
+
+
+def adamw_step_op(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    param, m, v = param.copy(), m.copy(), v.copy()
+    adamw_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay)
+    return param, m, v
+
+
+def adamw_step_loops(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    out = []
+    for p, g, a, b in zip(param, grad, m, v):
+        a, b = a + (1 - beta1) * (g - a), b + (1 - beta2) * (g * g - b)
+        root = (b / (1 - beta2**step)) ** 0.5
+        out.append((p - lr * (a / (1 - beta1**step) / (root + eps) + weight_decay * p), a, b))
+    return tuple(np.array(column) for column in zip(*out))
+
+
+def adamw_step_folded(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    m, v = np.array([[beta1], [beta2]]) * [m, v] + np.array([[1 - beta1], [1 - beta2]]) * [grad, grad * grad]
+    correction = np.sqrt(1 - beta2**step)
+    update = m * correction / (1 - beta1**step) / (np.sqrt(v) + eps * correction)
+    return [(1 - lr * weight_decay) * param - lr * update, m, v]
+
+
 RIGHT = {
+    "09.running_mean": [running_mean_sum, running_mean_recursive, running_mean_loops],
+    "09.adamw_step": [adamw_step_op, adamw_step_loops, adamw_step_folded],
+    "05.split_heads": [split_heads_stack, split_heads_loops, split_heads_transpose],
+    "05.attention_forward": [attention_forward_loops, attention_forward_matmul, attention_forward_op, attention_forward_flash],
+    "05.softmax_backward": [softmax_backward_jacobian, softmax_backward_loops, softmax_backward_einsum],
+    "05.attention_backward": [attention_backward_op, attention_backward_flash, attention_backward_loops],
     "08.cosine": [cosine_flat, cosine_loops, cosine_unit],
     "08.slopes": [slopes_flat, slopes_in_place, slopes_einsum],
     "08.first_wrong": [first_wrong_loops, first_wrong_nonzero, first_wrong_floats],

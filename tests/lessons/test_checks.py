@@ -27,7 +27,7 @@ def identifier(value):
 def wrong_outputs(exercise, answers):
     """Indices of the outputs in which some answers differ from the right ones."""
     return [i for i in range(len(exercise.outputs)) if not all(
-        a[i].shape == r[i].shape and np.allclose(a[i], r[i], rtol=0, atol=exercise.same * np.abs(r[i]).max(), equal_nan=True)
+        a[i].shape == r[i].shape and np.allclose(a[i], r[i], rtol=0, atol=exercise.same * np.nanmax(np.abs(r[i])), equal_nan=True)
         for a, r in zip(answers, solved(exercise)))]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_no_two_mistakes_are_alike(name):
     alone = {group[0].key: answers for group, answers in explanations(exercise) if len(group) == 1}
     assert len(alone) == len(exercise.mistakes)
     for (left, a), (right, b) in itertools.combinations(alone.items(), 2):
-        same = all(x.shape == y.shape and np.allclose(x, y, rtol=0, atol=1e-7 * np.abs(y).max(), equal_nan=True)
+        same = all(x.shape == y.shape and np.allclose(x, y, rtol=0, atol=1e-7 * np.nanmax(np.abs(y)), equal_nan=True)
                    for x, y in zip(itertools.chain(*a), itertools.chain(*b)))  # fmt: skip
         assert not same, f"{left} and {right} give the same numbers"
 
