@@ -80,4 +80,4 @@ EXERCISES = {
         ),
         _step_terms,
     ),
-}  # fmt: skip
+}

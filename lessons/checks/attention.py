@@ -126,4 +126,4 @@ EXERCISES = {
             Mistake("dp-of-q", "dout, v)", "dout, k)", "k stands where v must in dp (5.6)"),
         ),
     ),
-}  # fmt: skip
+}

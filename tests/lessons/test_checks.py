@@ -28,7 +28,7 @@ def wrong_outputs(exercise, answers):
     """Indices of the outputs in which some answers differ from the right ones."""
     return [i for i in range(len(exercise.outputs)) if not all(
         a[i].shape == r[i].shape and np.allclose(a[i], r[i], rtol=0, atol=exercise.same * np.nanmax(np.abs(r[i])), equal_nan=True)
-        for a, r in zip(answers, solved(exercise)))]  # fmt: skip
+        for a, r in zip(answers, solved(exercise)))]
 
 
 @each_exercise
@@ -60,7 +60,7 @@ def test_no_two_mistakes_are_alike(name):
     assert len(alone) == len(exercise.mistakes)
     for (left, a), (right, b) in itertools.combinations(alone.items(), 2):
         same = all(x.shape == y.shape and np.allclose(x, y, rtol=0, atol=1e-7 * np.nanmax(np.abs(y)), equal_nan=True)
-                   for x, y in zip(itertools.chain(*a), itertools.chain(*b)))  # fmt: skip
+                   for x, y in zip(itertools.chain(*a), itertools.chain(*b)))
         assert not same, f"{left} and {right} give the same numbers"
 
 
@@ -208,7 +208,7 @@ def wrong(result):
     (wrong(lambda out: out * np.arange(1, 8)), "a factor that depends on axis 2 alone"),
     (wrong(lambda out: out * (1 + 1e-7 * np.sin(9 * out))), "something is rounded"),
     (wrong(lambda out: np.where(np.arange(5)[:, None] == 0, out, out**2)), "is right at [0] of axis 1"),
-])  # fmt: skip
+])
 def test_whatever_is_handed_in(attempt, says, capsys):
     """One sentence each, and the notebook goes on."""
     check("03.rmsnorm_forward", attempt)

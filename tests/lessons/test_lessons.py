@@ -66,7 +66,7 @@ def test_links_resolve():
         for path in build.paths(source):
             texts.append((path, "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")))
     broken = [(path.name, target) for path, text in texts for _, target in build.LINK.findall(text)
-              if not re.match(r"https?:|#", target) and not (path.parent / target.split("#")[0]).exists()]  # fmt: skip
+              if not re.match(r"https?:|#", target) and not (path.parent / target.split("#")[0]).exists()]
     assert broken == []
 
 
