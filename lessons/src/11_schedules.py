@@ -57,7 +57,7 @@ print("(11.2): p at steps 4, 8, 12 and 20:", [p(t) for t in (4, 8, 12, 20)])
 
 # %%
 s = lambda p: (1 + np.cos(np.pi * p)) / 2
-print("(11.3):", s(np.array([0, 0.5, 1])).round(12), "  slope at 0, 1/2 and 1:", [round((s(q + 1e-5) - s(q - 1e-5)) / 2e-5, 3) for q in (0, 0.5, 1)])
+print("(11.3):", s(np.array([0, 0.5, 1])).round(12), "  slope at 0, 1/2 and 1:", [round(float(s(q + 1e-5) - s(q - 1e-5)) / 2e-5, 3) for q in (0, 0.5, 1)])
 cosine = [0.1 + (1 - 0.1) * s(p(t)) for t in range(w + 1, N + 9)]
 print("(11.4) is off by", max(abs(r - right_rate(t, 1.0, N, w)) for t, r in enumerate(cosine, w + 1)))
 
@@ -91,7 +91,7 @@ from lessons.checks.schedules import linear_rate  # exercise
 check("11.linear_rate", linear_rate)
 
 # %% [markdown] lang="en"
-# Move the sliders in a running notebook. The dashed line is what would come out for LLaMA's choice of the final fraction, 0.1; the marks are the five numbers to read before any training.
+# Move the sliders in a running notebook. The dashed line is what would come out for LLaMA's choice of the final fraction, 0.1; the marks are the numbers to read before any training.
 
 # %%
 import ipywidgets
@@ -107,7 +107,8 @@ def draw_schedule(peak=0.03, warmup_steps=20, final_fraction=0.1, steps=250):
         rate = right_rate(t, peak, steps, warmup_steps, final_fraction)
         axis.plot(t, rate, "o", color=lab.COLOURS[1], markersize=5)
         if t <= steps:
-            axis.annotate(f"{t}: {rate:.4f}", (t, rate), xytext=(6, 5), textcoords="offset points", fontsize=9)
+            side = {"ha": "right", "xytext": (4, 8)} if t == steps else {"xytext": (6, 5)}
+            axis.annotate(f"{t}: {rate:.4f}", (t, rate), textcoords="offset points", fontsize=9, **side)
     axis.axvspan(steps, steps + 30, color="#f2f2f2")
     axis.set(xlabel="update (grey: after the planned end)", ylabel="learning rate", ylim=(0, 1.18 * peak), xlim=(-3, steps + 30))
     return axis
@@ -176,8 +177,8 @@ claim("a tenth of the peak all the time is worse than both", low.final.min() > c
 # AdamW's first step moves *every* parameter by $\pm\eta$, whatever the gradient's size: $\hat m/\sqrt{\hat v} = g/|g|$. It has seen one batch. The next steps have seen few. A warm-up keeps these steps short.
 
 # %%
-arms = {f"lr {lr:g}, {name}": {"lr": lr, "warmup_steps": steps} for lr in (0.03, 0.2) for name, steps in (("warm-up 20", 20), ("no warm-up", 1))}
-starts = lab.run(arms, seeds=3, steps=250, evaluations=1)
+arms = {"lr 0.03, no warm-up": {"lr": 0.03, "warmup_steps": 1}, "lr 0.2, warm-up 20": {"lr": 0.2}, "lr 0.2, no warm-up": {"lr": 0.2, "warmup_steps": 1}}
+starts = {"lr 0.03, warm-up 20": right} | lab.run(arms, seeds=3, steps=250, evaluations=1)
 lab.table(starts)
 
 # %%
@@ -187,11 +188,11 @@ claim("at 0.2 no warm-up is far worse, in every pair of seeds", start(0.2, "no w
 claim("at 0.03 the bands of both touch", start(0.03, "no warm-up").final.min() <= start(0.03, "warm-up 20").final.max(), fast=False)
 
 # %% [markdown] lang="en"
-# At a peak of 0.2 the missing warm-up costs more than a nat: {{cold:.2f}} against {{warmed:.2f}}, and the run does not recover. At 0.03 the same mistake is **invisible**: {{cold_03:.2f}} and {{warmed_03:.2f}}. Warm-up is what makes a high peak possible. [10 · Stability](10_stability.ipynb) draws that border.
+# At a peak of 0.2 the missing warm-up costs more than a nat: {{cold:.2f}} against {{warmed:.2f}}, and 250 steps do not make up for it. At 0.03 the same mistake is **invisible**: {{cold_03:.2f}} and {{warmed_03:.2f}}. Here, warm-up is what makes a high peak possible. [10 · Stability](10_stability.ipynb) draws that border.
 #
 # ## 5 · The museum
 #
-# Nine wrong schedules, most from real projects. All get the same warm-up of 20, 250 steps and a peak of 0.03. The project's own loop trains; one function in it is replaced. Guess first: which will the loss give away?
+# Nine wrong schedules, all seen in real projects or in the settings of their users. All get the same warm-up of 20, 250 steps and a peak of 0.03. The project's own loop trains; one function in it is replaced. Guess first: which will the loss give away?
 #
 # | exhibit | what is written | seen in |
 # |---|---|---|
@@ -214,15 +215,16 @@ array = lambda schedule: np.array([schedule(int(t), PEAK, 250, 20, 0.1) for t in
 rates = {"right": array(right_rate)} | {name: array(getattr(museum, schedule)) for name, schedule in museum.NINE.items()}
 
 # %%
-fig, axes = plt.subplots(3, 3, figsize=(7.2, 5.6), sharex=True, sharey=True)
+fig, axes = plt.subplots(3, 3, figsize=(7.2, 6.0), sharex=True, sharey=True)
 for axis, name in zip(axes.flat, museum.NINE):
     colour = lab.COLOURS[0] if name in hidden else lab.COLOURS[1]
     axis.fill_between(steps, 100 * rates["right"] / PEAK, color="#e4e4e4", linewidth=0)
     axis.plot(steps, 100 * rates[name] / PEAK, color=colour)
     low, high = results[name].band
     axis.set_title(name, fontsize=9.5)
-    axis.text(248, 128, f"{results[name].mean:.2f} ({low:.2f} to {high:.2f})\n{'hidden' if name in hidden else 'shows'}", ha="right", va="top", fontsize=8.5, color=colour)
-    axis.set(ylim=(0, 132), yticks=[0, 50, 100], xticks=[0, 125, 250])
+    axis.text(250, 153, f"{results[name].mean:.2f} ({low:.2f} to {high:.2f})\n{'hidden' if name in hidden else 'shows'}", ha="right", va="top", fontsize=8.5, color=colour)
+    axis.set(ylim=(0, 155), yticks=[0, 50, 100], xticks=[0, 125, 250])
+fig.suptitle("Nine wrong schedules; blue: the loss does not tell", x=0.01, ha="left", fontsize=11)
 axes[1, 0].set_ylabel("learning rate (% of the peak)")
 axes[2, 1].set_xlabel(f"update (grey: the right rate, which ends at an excess of {right.mean:.2f})")
 plt.show()
@@ -242,12 +244,11 @@ plt.show()
 lab.table(shown)
 
 # %%
-loud = [name for name in museum.NINE if name not in hidden]
-record(hidden=len(hidden), loud=min(results[name].mean for name in loud) if loud else np.nan, horizon=results["horizon 10 × too long"].mean)
+record(hidden=len(hidden), horizon=results["horizon 10 × too long"].mean)
 three = ["clamped, not stretched", "decays in the warm-up", "off by one"]
 claim("three wrong schedules cannot be told from the right one", all(name in hidden for name in three), fast=False)
 claim("the other six are worse, in every pair of seeds", all(results[name].final.min() > right.final.max() + 0.06 for name in museum.NINE if name not in three), fast=False)
-claim("a horizon 10 times too long is a constant rate: their bands are close", abs(results["horizon 10 × too long"].mean - constant.mean) < 0.06, fast=False)
+claim("a horizon 10 times too long is a constant rate: less than 0.06 is between their means", abs(results["horizon 10 × too long"].mean - constant.mean) < 0.06, fast=False)
 
 # %% [markdown] lang="en"
 # And what "shows" here needs the right one beside it. Nobody who sees a single smooth curve end at {{horizon:.2f}} knows that it should have been {{right:.2f}}. It also depends on the peak. Here is the horizon that is ten times too long again, at a peak of 0.01:
@@ -261,7 +262,7 @@ claim("at a peak of 0.01 it is hidden, too", smaller["horizon 10 × too long, pe
 # %% [markdown] lang="en"
 # ## 6 · Read the array
 #
-# The rates themselves hide nothing. They cost no training: ask the schedule for all its steps, and compare five of them with what you can do in your head.
+# The rates themselves hide nothing. They cost no training: ask the schedule for all its steps, and compare four of them with what you can do in your head.
 
 # %%
 print(f"{'% of the peak at step':<24}" + "".join(f"{t:>8}" for t in (1, 20, 135, 250)) + "   largest error, at step")
@@ -269,6 +270,8 @@ for name, found in rates.items():
     error = np.abs(found - rates["right"]) / PEAK
     at = f"{100 * error.max():5.1f} %, at {error.argmax() + 1}" if error.max() else "    -"
     print(f"{name:<24}" + "".join(f"{100 * found[t - 1] / PEAK:8.1f}" for t in (1, 20, 135, 250)) + f"   {at}")
+four = lambda found: np.round(100 * found[[0, 19, 134, 249]] / PEAK, 1)
+claim("each of the nine breaks one of the four numbers", all((four(rates[name]) != four(rates["right"])).any() for name in museum.NINE))
 claim("every one of the nine is off by 3 % of the peak somewhere, the hidden ones too", all(np.abs(rates[name] - rates["right"]).max() > 0.03 * PEAK for name in museum.NINE))
 
 # %% [markdown] lang="en"
@@ -295,7 +298,7 @@ for name in ("oscillates", "horizon 10 × too long"):
         print(f"{name}: repair is not written yet")
 
 # %% [markdown] lang="en"
-# **What does not show at this scale.** 250 steps do not rank schedules: three of nine wrong ones are inside the noise of three seeds, at this length and this peak. They need not be harmless in a run of 350,000 steps; this lesson does not measure that. A warm-up of 2,000 steps has no meaning here, and whether the final tenth is better than zero cannot be seen either. What holds at every size is that the array tells, and the loss need not.
+# **What does not show at this scale.** 250 steps do not rank schedules: three of nine wrong ones are inside the noise of three seeds, at this length and this peak. They need not be harmless in a run of 350,000 steps; this lesson does not measure that. A warm-up of 2,000 steps has no meaning here, and whether a final tenth is better than zero is not measured either. What holds at every size is that the array tells, and the loss need not.
 #
 # ## The anchor in the paper
 #
@@ -303,7 +306,7 @@ for name in ("oscillates", "horizon 10 × too long"):
 #
 # ## Three questions
 #
-# 1. Which two of the nine are the same as a constant rate, or nearly, in at least half of the run? Which number of the array tells first?
+# 1. Which three of the nine have a constant rate, or nearly, in at least half of the run? Which number of the array tells first?
 # 2. A run of 1,000 steps is to go on to 2,000. What does the schedule do behind step 1,000, and what would a $p$ without the min of (11.2) do?
 # 3. Why does a comparison of two schedules in the middle of a run favour the one that decays later?
 #
