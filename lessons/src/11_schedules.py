@@ -12,7 +12,7 @@ import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or l
 
 import numpy as np
 
-from lessons import check, claim, lab, museum, plt, record
+from lessons import FAST, check, claim, lab, museum, plt, record
 from minillama.optim import learning_rate as right_rate
 
 # %% [markdown] lang="en"
@@ -107,7 +107,7 @@ def draw_schedule(peak=0.03, warmup_steps=20, final_fraction=0.1, steps=250):
         rate = right_rate(t, peak, steps, warmup_steps, final_fraction)
         axis.plot(t, rate, "o", color=lab.COLOURS[1], markersize=5)
         if t <= steps:
-            side = {"ha": "right", "xytext": (4, 8)} if t == steps else {"xytext": (6, 5)}
+            side = {"ha": "right", "xytext": (-3, 9)} if t == steps else {"xytext": (6, 5)}
             axis.annotate(f"{t}: {rate:.4f}", (t, rate), textcoords="offset points", fontsize=9, **side)
     axis.axvspan(steps, steps + 30, color="#f2f2f2")
     axis.set(xlabel="update (grey: after the planned end)", ylabel="learning rate", ylim=(0, 1.18 * peak), xlim=(-3, steps + 30))
@@ -147,10 +147,10 @@ for eta in (0.5, 0.05):
 # A large rate travels fast and cannot stay still; a small one stays still and does not travel. So: **first large, then small**. Now the tiny LLaMA, with the same three seeds for a constant large rate, a constant small one, and the schedule that goes from one to the other.
 
 # %%
-PEAK = 0.03
+PEAK, SEEDS = 0.03, 1 if FAST else 3  # FAST: the builders' short trial run
 large = {"lr": PEAK, "patch": museum.schedule_patch("constant")}
 arms = {"half cosine, 0.03 to 0.003": {"lr": PEAK}, "constant 0.03": large, "constant 0.003": {**large, "lr": PEAK / 10}}
-ways = lab.run(arms, seeds=3, steps=250, evaluations=5)
+ways = lab.run(arms, seeds=SEEDS, steps=250, evaluations=5)
 right = ways["half cosine, 0.03 to 0.003"]
 
 # %%
@@ -178,7 +178,7 @@ claim("a tenth of the peak all the time is worse than both", low.final.min() > c
 
 # %%
 arms = {"lr 0.03, no warm-up": {"lr": 0.03, "warmup_steps": 1}, "lr 0.2, warm-up 20": {"lr": 0.2}, "lr 0.2, no warm-up": {"lr": 0.2, "warmup_steps": 1}}
-starts = {"lr 0.03, warm-up 20": right} | lab.run(arms, seeds=3, steps=250, evaluations=1)
+starts = {"lr 0.03, warm-up 20": right} | lab.run(arms, seeds=SEEDS, steps=250, evaluations=1)
 lab.table(starts)
 
 # %%
@@ -208,7 +208,7 @@ claim("at 0.03 the bands of both touch", start(0.03, "no warm-up").final.min() <
 
 # %%
 arms = {name: {"lr": PEAK, "patch": museum.schedule_patch(schedule)} for name, schedule in museum.NINE.items()}
-results = lab.run(arms, seeds=3, steps=250, evaluations=1)
+results = lab.run(arms, seeds=SEEDS, steps=250, evaluations=1)
 hidden = [name for name in museum.NINE if results[name].final.min() <= right.final.max()]  # its band touches the right one's
 steps = np.arange(1, 251)
 array = lambda schedule: np.array([schedule(int(t), PEAK, 250, 20, 0.1) for t in steps])
@@ -255,7 +255,7 @@ claim("a horizon 10 times too long is a constant rate: less than 0.06 is between
 
 # %%
 longer = {"patch": museum.schedule_patch("horizon_10x"), "lr": 0.01}
-smaller = lab.run({"right, peak 0.01": {"lr": 0.01}, "horizon 10 × too long, peak 0.01": longer}, seeds=3, steps=250, evaluations=1)
+smaller = lab.run({"right, peak 0.01": {"lr": 0.01}, "horizon 10 × too long, peak 0.01": longer}, seeds=SEEDS, steps=250, evaluations=1)
 lab.table(smaller)
 claim("at a peak of 0.01 it is hidden, too", smaller["horizon 10 × too long, peak 0.01"].final.min() <= smaller["right, peak 0.01"].final.max(), fast=False)
 
