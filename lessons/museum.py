@@ -3,12 +3,13 @@
 The wrong gradients are those of tests/nn/planted_bugs.py wherever they stand there: one list for the lessons and for the tests.
 """
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
 
 from minillama import nn
-from minillama.optim import adamw_step
+from minillama.optim import adamw_step, learning_rate
 
 
 def _load_planted_bugs():
@@ -146,3 +147,88 @@ def no_bias_correction_step(param, grad, m, v, step, *settings):
 def adam_l2_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
     """Adam with the decay in the gradient, where m and v see it: L2 regularisation."""
     adamw_step(param, grad + weight_decay * param, m, v, step, lr, beta1, beta2, eps, 0.0)
+
+
+# ---- 11: nine wrong schedules, and some right ones to compare with. All take what minillama.optim.learning_rate takes ----
+def _cosine(progress):
+    """From 1 at progress 0 to 0 at progress 1, and up again after it."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def clamped(step, peak, steps, warmup_steps, final_fraction):
+    """A cosine down to zero, cut off at the final rate, where the right one is stretched down to it."""
+    return max(learning_rate(step, peak, steps, warmup_steps, 0.0), min(step / warmup_steps, final_fraction) * peak)
+
+
+def decays_in_warmup(step, peak, steps, warmup_steps, final_fraction):
+    """The cosine begins at step 0 and is multiplied with the warm-up."""
+    return min(step / warmup_steps, 1.0) * learning_rate(step, peak, steps, 0, final_fraction)
+
+
+def off_by_one(step, peak, steps, warmup_steps, final_fraction):
+    """Updates counted from 0: the first one has a rate of zero, and the last one is not the final rate."""
+    return learning_rate(step - 1, peak, steps, warmup_steps, final_fraction)
+
+
+def horizon_10x(step, peak, steps, warmup_steps, final_fraction):
+    """Told that the run has ten times as many steps as it will have."""
+    return learning_rate(step, peak, 10 * steps, warmup_steps, final_fraction)
+
+
+def micro_batches(step, peak, steps, warmup_steps, final_fraction, accumulation=4):
+    """Every update counts four times, once for each of its micro-batches."""
+    return learning_rate(accumulation * step, peak, steps, warmup_steps, final_fraction)
+
+
+def decays_8x(step, peak, steps, warmup_steps, final_fraction):
+    """After the warm-up, eight steps are counted for each one: once on every GPU."""
+    return learning_rate(step + 7 * max(step - warmup_steps, 0), peak, steps, warmup_steps, final_fraction)
+
+
+def to_the_maximum(step, peak, steps, warmup_steps, final_fraction):
+    """Final and peak exchanged in the cosine: after the warm-up it drops, and climbs back."""
+    warmed = learning_rate(step, peak, steps, warmup_steps, final_fraction)
+    return warmed if step < warmup_steps else peak + peak * final_fraction - warmed
+
+
+def oscillates(step, peak, steps, warmup_steps, final_fraction, periods=4):
+    """The cosine is given the length of a short epoch, and nothing ends it there: it goes up again, and down, and up."""
+    if step < warmup_steps:
+        return learning_rate(step, peak, steps, warmup_steps, final_fraction)
+    progress = 2 * periods * (step - warmup_steps) / max(steps - warmup_steps, 1)
+    return peak * (final_fraction + (1 - final_fraction) * _cosine(progress))
+
+
+def restarts(step, peak, steps, warmup_steps, final_fraction):
+    """The run was stopped after two thirds, and resumed with a counter that begins at 1 again."""
+    stopped = 2 * steps // 3
+    return learning_rate(step - stopped if step > stopped else step, peak, steps, warmup_steps, final_fraction)
+
+
+def constant(step, peak, steps, warmup_steps, final_fraction):
+    """Warm-up, and then the peak for ever."""
+    return peak * min(step / warmup_steps, 1.0)
+
+
+def linear(step, peak, steps, warmup_steps, final_fraction):
+    """Warm-up, and then a straight line to the final rate."""
+    progress = min(max(step - warmup_steps, 0) / max(steps - warmup_steps, 1), 1.0)
+    return peak * min(step / warmup_steps, 1.0) * (1 - (1 - final_fraction) * progress)
+
+
+NINE = {  # what is wrong: its name above
+    "clamped, not stretched": "clamped",
+    "decays in the warm-up": "decays_in_warmup",
+    "off by one": "off_by_one",
+    "counts micro-batches": "micro_batches",
+    "horizon 10 × too long": "horizon_10x",
+    "starts again on resume": "restarts",
+    "oscillates": "oscillates",
+    "anneals to the maximum": "to_the_maximum",
+    "decays 8 × too fast": "decays_8x",
+}
+
+
+def schedule_patch(name):
+    """The patch that trains with another schedule, as lab.run takes it."""
+    return {"minillama.train.learning_rate": f"lessons.museum.{name}"}
