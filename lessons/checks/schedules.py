@@ -108,4 +108,4 @@ EXERCISES = {
             Mistake("as-it-was", "return np.where(step <= warmup_steps, rates, cosine)", "return np.where(step <= steps, rates, cosine)", "nothing is repaired: the rates come back as they were"),
         ),
     ),
-}  # fmt: skip
+}
