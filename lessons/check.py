@@ -481,6 +481,8 @@ def _number(c):
 
 def _looks_like(given, right, same):
     """What it resembles. Every sentence is such that two draws can agree on it."""
+    if given.shape != right.shape:                               # of the second draw only: the first one's was looked at
+        return ""
     if given.ndim == 2 and _equal(given.T, right, same):
         return "is right, but transposed"
     for axis in range(right.ndim):
@@ -519,8 +521,6 @@ def _mean(ratio, axes=None):
 
 def _order(given, right, axis, same):
     """Right numbers in another order along one axis?"""
-    if given.shape != right.shape:                               # of this draw, even if the first draw's was right
-        return ""
     length = right.shape[axis]
     if length < 2 or length > 64:
         return ""
