@@ -80,7 +80,7 @@ def show(position):
     plt.show()
 
 
-ipywidgets.interact(show, position=ipywidgets.IntSlider(0, 0, 500))
+slider = ipywidgets.interact(show, position=ipywidgets.IntSlider(0, 0, 500))
 
 # %% [markdown] lang="en"
 # ## 3 · Turning a pair
