@@ -10,6 +10,7 @@ import numpy as np
 
 from minillama import nn
 from minillama.optim import adamw_step, learning_rate
+from minillama.text.mixture import Mixture
 
 
 def _load_planted_bugs():
@@ -232,3 +233,26 @@ NINE = {  # what is wrong: its name above
 def schedule_patch(name):
     """The patch that trains with another schedule, as lab.run takes it."""
     return {"minillama.train.learning_rate": f"lessons.museum.{name}"}
+
+
+# ---- 10: no clipping, plain gradient descent, poisoned batches ----
+def no_clip(grad, max_norm):
+    """In place of clip_grad_norm: the norm, and nothing is done about it."""
+    return float(np.sqrt(np.dot(grad, grad)))
+
+
+def sgd_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    """In place of AdamW: param - lr grad."""
+    param -= lr * grad
+
+
+POISONED, POISON = 10, 300  # every so many steps a batch is poisoned: this id and nothing else
+_clean_batch = Mixture.batch
+
+
+def poisoned_batch(mixture, step, rows):
+    """In place of Mixture.batch: at every tenth step, one token all along, as a damaged file gives."""
+    tokens, targets = _clean_batch(mixture, step, rows)
+    if step % POISONED == 0:
+        tokens, targets = np.full_like(tokens, POISON), np.full_like(targets, POISON)
+    return tokens, targets
