@@ -40,7 +40,8 @@ def clip_grad_norm_loops(steps, max_norm):
 
 def clip_grad_norm_of_norms(steps, max_norm):
     norms = [np.hypot.reduce([np.linalg.norm(g) for g in grads.values()]) for grads in steps]
-    return np.array(norms), np.stack([np.r_[tuple(g.ravel() for g in grads.values())] * np.clip(max_norm / n, 0, 1) for grads, n in zip(steps, norms)])
+    flat = [np.r_[tuple(g.ravel() for g in grads.values())] for grads in steps]
+    return np.array(norms), np.stack([f * np.clip(max_norm / n, 0, 1) for f, n in zip(flat, norms)])
 
 
 def clip_grad_norm_op(steps, max_norm):
