@@ -183,7 +183,7 @@ for way, clipped in ways.items():
     print(f"{way:<12}{clipped.round(3)}   length {np.linalg.norm(clipped):.3f}, cosine with g {cosine(whole, clipped):.3f}")
 
 # %% [markdown] lang="en"
-# Only the global factor keeps the direction. If each tensor is clipped by itself, $b$ loses more than $a$: the cosine is $(15/5 + \dots) = (5 + 12)/(13\sqrt2) = 0.925$, and the result is longer than $c$. Clamping each entry gives $19/(13\sqrt3) = 0.844$. On a real gradient, here of a batch that is one token repeated:
+# Only the global factor keeps the direction. If each tensor is clipped by itself, $b$ loses more than $a$: the cosine is $(25/5 + 144/12)/(13\sqrt2) = 0.925$, and the result is longer than $c$. Clamping each entry gives $19/(13\sqrt3) = 0.844$. On a real gradient, here of a batch that is one token repeated:
 
 # %%
 config, _ = lab.configs({})
@@ -255,7 +255,7 @@ print("(10.10) says", round(0.1 / (0.05**0.5 - 0.9 * (0.05 / 0.95) ** 0.5), 2), 
 #
 # $$k = \frac{2\,\ln\bigl(s\,\sqrt{1-\beta_2}\,/\,g\bigr)}{\ln(1/\beta_2)} \tag{10.11}$$
 #
-# By hand, $s/g = 1000$: $2 \ln 223.6 / 0.0513 = 211$ steps. Clipped to the usual length, the same spike is one bad step among others.
+# By hand, $s/g = 1000$: $2 \ln 223.6 / 0.0513 = 211$ steps. Clipped to the usual length, the same spike is one bad step among others. Measured below: after a spike of 1000, {{deaf:.0f}} of 400 steps are less than half as long as usual.
 
 # %%
 fig, axis = plt.subplots()
@@ -287,7 +287,7 @@ check("10.adamw_update", adamw_update)
 # %% [markdown] lang="en"
 # ## 6 · Poisoned batches
 #
-# Real text has bad stretches: a file of zeros, a table of dashes. Here every tenth batch is **one token repeated**, everywhere. Its gradient is more than ten times as long as the others. Arms: with and without clipping, under AdamW and under plain gradient descent, each over three learning rates.
+# Real text has bad stretches: a file of zeros, a table of dashes. Here every tenth batch is **one token repeated**, everywhere. The first such gradient is more than ten times as long as the one before it. Arms: with and without clipping, under AdamW and under plain gradient descent, each over three learning rates.
 
 # %%
 poison = {"minillama.text.mixture.Mixture.batch": "lessons.museum.poisoned_batch"}
