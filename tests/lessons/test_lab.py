@@ -63,3 +63,46 @@ def test_the_eleven_are_the_planted_bugs(wrong):
 def test_a_run_that_diverges_is_infinite():
     result = lab.run({"wild": TINY | {"lr": 1e30, "grad_clip": 1e30, "warmup_steps": 1}}, seeds=1, steps=8, evaluations=2)["wild"]
     assert np.isinf(result.final).all()
+
+
+def test_an_arm_trains_on_its_own_mix_and_is_measured_on_every_source():
+    arm = TINY | {"mix": {"sums": 3.0, "facts": 1.0}}
+    result = lab.run({"two": arm}, seeds=1, steps=6, evaluations=2)["two"]
+    tokenizer, shards = lab.text()
+    model, recipe = lab.configs(arm, steps=6)
+    mix = lab.mixed(shards, arm["mix"])
+    assert {shard.name: shard.share for shard in mix} == {"facts": 0.25, "sums": 0.75}
+    engine, mixture = NumpyEngine(model, recipe, threads=1), Mixture(mix, recipe.seq_len, 0, tokenizer.bos_id)
+    for _ in range(6):
+        train_step(engine, mixture, recipe)
+    for shard in shards:
+        assert np.isclose(result.sources[shard.name][0, -1], lab.excess(engine, lab.mixed([shard], {shard.name: 1})))
+    assert np.isclose(result.mean, 0.25 * result.sources["facts"][0, -1] + 0.75 * result.sources["sums"][0, -1])
+
+
+@pytest.mark.parametrize("moments", ["fresh", "carried"])
+def test_an_arm_goes_on_from_another(moments):
+    first, then = TINY | {"mix": {"stories": 1}, "steps": 5}, {"mix": {"sums": 1}, "lr": 3e-3, "warmup_steps": 2}
+    result = lab.run({"adapted": TINY | then | {"start": first, "moments": moments}}, seeds=1, steps=4, evaluations=1)["adapted"]
+    tokenizer, shards = lab.text()
+    engine = None
+    for arm, steps in ((first, 5), (TINY | then, 4)):
+        model, recipe = lab.configs(arm, steps=steps)
+        before, engine = engine, NumpyEngine(model, recipe, threads=1)
+        if before:
+            state = before.state()
+            if moments == "fresh":
+                state = {"step": 0, "params": state["params"], "m": engine.state()["m"], "v": engine.state()["v"]}
+            engine.load_state(state)
+        start, mixture = engine.step, Mixture(lab.mixed(shards, arm["mix"]), recipe.seq_len, 0, tokenizer.bos_id)
+        for _ in range(steps):
+            train_step(engine, mixture, recipe, start)
+    assert all(np.array_equal(result.params[0][name], engine.params[name]) for name in engine.params)
+
+
+def test_an_arm_may_have_more_text():
+    tokenizer, shards = lab.text(2 * lab.CHARACTERS)
+    usual, few = lab.text()
+    assert tokenizer.fingerprint == usual.fingerprint
+    assert all(1.9 < len(a.train.tokens) / len(b.train.tokens) < 2.1 for a, b in zip(shards, few))
+    assert all(0.8 < len(a.val.tokens) / len(b.val.tokens) < 1.25 for a, b in zip(shards, few))

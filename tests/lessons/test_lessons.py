@@ -6,7 +6,7 @@ import pytest
 from helpers import ROOT
 
 from lessons import build
-from lessons.check import MODULES, find, names
+from lessons.check import find, names
 
 SOURCES = build.sources()
 each_lesson = pytest.mark.parametrize("number", SOURCES)
@@ -85,10 +85,6 @@ def test_docstrings_name_lessons_of_the_map():
     assert to_come <= planned, {name: pointed[name] for name in to_come - planned}
     assert not planned & existing, "the map names a lesson as still to come that is there"
     assert existing == set(re.findall(r"\]\((\d\d_\w+)\.ipynb\)", readme))
-
-
-def test_every_lesson_has_checks():
-    assert set(SOURCES) <= set(MODULES)
 
 
 def test_mistakes_have_no_path_and_end_a_sentence():

@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 11, written in other ways than the solutions. right_answers.py says what they are for."""
+"""Right answers to the exercises of lesson 11, written in other ways than the solutions."""
 import math
 
 import numpy as np
