@@ -137,7 +137,7 @@ def format_verdict(name, exercise, verdict, hint=False):
         return f"… {name}: not written yet. Replace `raise NotImplementedError` by your code, run the cell, and the check tells."
     notes = [f"  {note}" for note in verdict.notes]
     if verdict.passed:
-        return "\n".join([f"✓ {name}: {' and '.join(exercise.outputs)} right", *notes])
+        return "\n".join([f"✓ {name}: {' and '.join(exercise.outputs)} {'is' if len(exercise.outputs) == 1 else 'are'} right", *notes])
     lines = [f"✗ {name}", *(f"  {problem}" for problem in verdict.problems), *notes]
     if hint and verdict.hints:
         lines += ["  In the solution the line is:", *(f"      {line}" for line in verdict.hints)]

@@ -211,12 +211,6 @@ def constant(step, peak, steps, warmup_steps, final_fraction):
     return peak * min(step / warmup_steps, 1.0)
 
 
-def linear(step, peak, steps, warmup_steps, final_fraction):
-    """Warm-up, and then a straight line to the final rate."""
-    progress = min(max(step - warmup_steps, 0) / max(steps - warmup_steps, 1), 1.0)
-    return peak * min(step / warmup_steps, 1.0) * (1 - (1 - final_fraction) * progress)
-
-
 NINE = {  # what is wrong: its name above
     "clamped, not stretched": "clamped",
     "decays in the warm-up": "decays_in_warmup",
