@@ -1,5 +1,4 @@
 """Lesson 07: what the learner writes, and the ways it goes wrong. Equation numbers are the lesson's."""
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +41,7 @@ def block_forward(x, params, n_heads, ops):
 def block_backward(dout, back):
     """dm, dh, dn and dx (B, T, D), from dout (B, T, D).
 
-    back: the backward functions of this block's ops, from the gradient of an op's output to that of its input: back.w2(df_out),
+    back: the backward functions of this block's ops, from the gradient of an op's output to that of its input: back.w2(d),
           back.swiglu(df) -> dgate, dup, back.w1, back.w3, back.ffn_norm, back.wo, back.attention(da) -> dq, dk, dv,
           back.rope (for dq and dk), back.wq, back.wk, back.wv, back.attention_norm. They take care of the heads' axis.
     """
@@ -60,7 +59,7 @@ def block_backward(dout, back):
 def count_params(dim, n_layers, vocab_size, multiple_of):
     """hidden_dim, and the number of parameters of the whole model: whole numbers."""
     hidden_dim = 8 * dim // 3
-    hidden_dim = multiple_of * math.ceil(hidden_dim / multiple_of)
+    hidden_dim = multiple_of * int(np.ceil(hidden_dim / multiple_of))
     attention = 4 * dim * dim
     ffn = 3 * dim * hidden_dim
     gains = 2 * dim
@@ -138,7 +137,7 @@ Q, K = 'q = ops.rope(ops.linear(n, params["wq"])', 'k = ops.rope(ops.linear(n, p
 GATE_UP = 'ops.linear(m, params["w1"]), ops.linear(m, params["w3"])'
 DM, DN = "back.w1(dgate) + back.w3(dup)", "back.wq(back.rope(dq)) + back.wk(back.rope(dk)) + back.wv(dv)"
 DH, DX = "dout + back.ffn_norm(dm)", "dh + back.attention_norm(dn)"
-ROUNDED = "multiple_of * math.ceil(hidden_dim / multiple_of)"
+ROUNDED = "multiple_of * int(np.ceil(hidden_dim / multiple_of))"
 
 EXERCISES = {
     "07.residual_backward": Exercise(

@@ -219,7 +219,7 @@ errors = {name: worst(gradient(how)) for name, how in missing.items()}
 # %%
 fig, axis = plt.subplots(figsize=(7.2, 3.1))
 image = axis.imshow(np.log10(np.array(list(errors.values())) + 1e-12), cmap="cividis", vmin=-8, vmax=0, aspect="auto")
-axis.set(yticks=range(len(errors)), yticklabels=errors, title="Which + is missing? Look where the dark ends (dark: right, yellow: wrong)")
+axis.set(yticks=range(len(errors)), yticklabels=errors, title="The first yellow field names the missing + (dark: right)")
 axis.set_xticks(range(len(order)), [name.replace("layers.", "") for name in order], rotation=90, fontsize=8)
 axis.set_xlabel("parameters, in the order of backward →")
 axis.grid(False)
@@ -264,10 +264,12 @@ lab.table(trained)
 # And does depth still pay? We train the right model, and the one whose two skips carry no gradient, with 1, 2, 4 and 6 layers:
 
 # %%
-depths = (1, 2, 4, 6)
+depths = (1, 4, 6)  # and 2, from above
 dropped = {"patch": museum_07.patch_of("no_skips")}
 by_depth = lab.run({f"{name}, {L} layers": {"n_layers": L, **arm} for L in depths for name, arm in (("right", {"lr": 1e-2}), ("dropped", dropped))},
                    seeds=3, steps=150, evaluations=1)
+by_depth |= {"right, 2 layers": trained["right"], "dropped, 2 layers": trained["both skips dropped"]}
+depths = (1, 2, 4, 6)
 deep = {name: np.array([by_depth[f"{name}, {L} layers"].final for L in depths]) for name in ("right", "dropped")}  # (depths, seeds)
 
 # %%
@@ -283,7 +285,7 @@ right.legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# An overwritten fork hardly shows: {{no_m:.2f}} and {{no_n:.2f}} against {{right:.2f}}. A dropped skip costs more, {{no_h:.2f}} and {{no_x:.2f}}, but who would know, without the right one beside it? The price grows with depth. Six layers bring the right model from {{one_right:.2f}} to {{deep_right:.2f}}, and the other one from {{one_dropped:.2f}} to {{deep_dropped:.2f}}: **every added layer makes it worse, or does nothing.**
+# An overwritten fork hardly shows: {{no_m:.2f}} and {{no_n:.2f}} against {{right:.2f}}. A dropped skip costs more, {{no_h:.2f}} and {{no_x:.2f}}, but who would know, without the right one beside it? The price grows with depth. Six layers bring the right model from {{one_right:.2f}} to {{deep_right:.2f}}, and the other one from {{one_dropped:.2f}} to {{deep_dropped:.2f}}: **without the skips, no added layer helps.**
 
 # %%
 record(right=trained["right"].mean, **{how: trained[name].mean for name, how in plus.items() if how})
@@ -334,11 +336,12 @@ def through(seed, rule=False, how="no_plus"):
     return np.array([sizes, grads]), rms(x - before) / np.sqrt(2)  # two branches a block
 
 # %%
-kinds = {"LLaMA's block": (False, "no_plus"), "… with 1/√(2L)": (True, "no_plus"), "norm after the sum": (False, "post_norm"), "skips carry no gradient": (False, "no_skips")}
+kinds = {"norm in the branch": (False, "no_plus"), "… and 1/√(2L)": (True, "no_plus"),
+         "norm after the sum": (False, "post_norm"), "skips carry no gradient": (False, "no_skips")}
 streams = {name: [through(seed, *kind) for seed in range(3)] for name, kind in kinds.items()}
-s, (sizes, _) = streams["LLaMA's block"][0][1], streams["LLaMA's block"][0][0]
+s, (sizes, _) = streams["norm in the branch"][0][1], streams["norm in the branch"][0][0]
 print(f"(7.11) says {np.sqrt(sizes[0] ** 2 + 2 * L * s**2):.2f}, measured {sizes[-1]:.2f}")
-s, (sizes, _) = streams["… with 1/√(2L)"][0][1], streams["… with 1/√(2L)"][0][0]
+s, (sizes, _) = streams["… and 1/√(2L)"][0][1], streams["… and 1/√(2L)"][0][0]
 print(f"with the rule {np.sqrt(sizes[0] ** 2 + 2 * L * s**2):.2f}, measured {sizes[-1]:.2f}")
 
 # %%
@@ -352,22 +355,22 @@ for (name, runs), colour in zip(streams.items(), (lab.COLOURS[0], lab.COLOURS[2]
         axis.fill_between(range(L + 1), found[:, k].min(0), found[:, k].max(0), color=colour, alpha=0.2, linewidth=0)
 axes[0].set(xlabel="blocks passed", ylabel="rms of the stream", ylim=(0, None), title="Forward: what is carried on")
 axes[1].set(xlabel="block (backward runs to the left)", ylabel="rms of its gradient", yscale="log", ylim=(1e-12, 1e3), title="Backward: what arrives")
-axes[1].legend(loc="lower right")
+axes[1].legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# Without the identity of (7.3), after {{layers_lost:.0f}} blocks a millionth of the gradient is left. With the norm *after* the sum, as in the transformer of 2017, the stream stays at 1, but the gradient must pass a norm at every step and grows to {{post_gain:.0f}} times its size. LLaMA's block ends at {{pre_gain:.0f}} times, and with $1/\sqrt{2L}$ at {{rule_gain:.1f}} times.
+# Without the identity of (7.3), after {{layers_lost:.0f}} blocks a millionth of the gradient is left. With the norm *after* the sum, as in the transformer of 2017, the stream stays at 1, but the gradient must pass a norm at every step and grows to {{post_gain:.0f}} times its size. With the norm in the branch it ends at {{pre_gain:.0f}} times, and with $1/\sqrt{2L}$ as well at {{rule_gain:.1f}} times.
 
 # %%
 gain = {name: [curves[1, 0] / curves[1, -1] for curves, _ in runs] for name, runs in streams.items()}
 lost = [int((curves[1, ::-1] > 1e-6 * curves[1, -1]).sum()) for curves, _ in streams["skips carry no gradient"]]
-record(layers_lost=max(lost), post_gain=np.mean(gain["norm after the sum"]), pre_gain=np.mean(gain["LLaMA's block"]), rule_gain=np.mean(gain["… with 1/√(2L)"]))
+record(layers_lost=max(lost), post_gain=np.mean(gain["norm after the sum"]), pre_gain=np.mean(gain["norm in the branch"]), rule_gain=np.mean(gain["… and 1/√(2L)"]))
 final_size = {name: [curves[0, -1] for curves, _ in runs] for name, runs in streams.items()}
 predicted = {name: [np.sqrt(curves[0, 0] ** 2 + 2 * L * s**2) for curves, s in runs] for name, runs in streams.items()}
-for name in ("LLaMA's block", "… with 1/√(2L)"):
+for name in ("norm in the branch", "… and 1/√(2L)"):
     claim(f"{name}: (7.11) holds within a tenth", np.allclose(final_size[name], predicted[name], rtol=0.1))
-claim("the rule keeps the stream below 1.6 at depth 32", max(final_size["… with 1/√(2L)"]) < 1.6)
-claim("with the norm after the sum the gradient grows more, at every seed", min(gain["norm after the sum"]) > 3 * max(gain["LLaMA's block"]))
+claim("the rule keeps the stream below 1.6 at depth 32", max(final_size["… and 1/√(2L)"]) < 1.6)
+claim("with the norm after the sum the gradient grows more, at every seed", min(gain["norm after the sum"]) > 3 * max(gain["norm in the branch"]))
 claim("without the skips' gradient nothing arrives", max(gain["skips carry no gradient"]) < 1e-9)
 
 # %% [markdown] lang="en"
@@ -404,7 +407,7 @@ axis.legend(loc="center left", bbox_to_anchor=(0, 0.62))
 plt.show()
 
 # %% [markdown] lang="en"
-# At 0.01 and 0.03 there is no difference: {{before_3e2:.2f}} and {{after_3e2:.2f}}. At 0.06 all three runs with the norm after the sum fall to {{after_6e2:.2f}}: exactly what a table of token frequencies gives, {{frequencies:.2f}}. A warm-up over half of the run brings them back to {{saved:.2f}}. LLaMA's block trains at every rate here.
+# At 0.01 and 0.03 there is no difference: {{before_3e2:.2f}} and {{after_3e2:.2f}}. At 0.06 all three runs with the norm after the sum end at {{after_6e2:.2f}}. That is what a table of token frequencies gives, {{frequencies:.2f}}: they have learned nothing else. A warm-up over half of the run brings them back to {{saved:.2f}}. LLaMA's block trains at every rate here.
 
 # %%
 final = lambda place, lr: norms[f"{place}, lr {lr:g}"].final
@@ -489,7 +492,7 @@ for row, name in enumerate(names):
     for (part, tensors), colour in zip(parts.items(), (lab.COLOURS[4], lab.COLOURS[0], lab.COLOURS[2])):
         share = 100 * sum(int(np.prod(s)) for k, s in shapes.items() if k.rpartition(".")[2] in tensors) / total
         axis.barh(row, share, left=begin, color=colour, label=part if row == 0 else None)
-        axis.text(begin + share / 2, row, f"{share:.1f}" if share > 3 else "", ha="center", va="center", color="white", fontsize=9)
+        axis.text(begin + share / 2, row, f"{share:.1f}" if share > 6 else "", ha="center", va="center", color="white", fontsize=9)
         begin += share
 axis.set(yticks=range(6), yticklabels=names, ylim=(5.5, -0.5), xlim=(0, 100), xlabel="share of the parameters (%); what is left, the gains, is too thin to see")
 axis.grid(axis="y", visible=False)
@@ -514,7 +517,7 @@ claim("in two layers the parallel block is worse at every seed", null["parallel,
 # %% [markdown] lang="en"
 # ## The anchor in the paper
 #
-# LLaMA §2.2 gives the block in half a page: pre-normalisation, SwiGLU with $\frac23 4D$, RoPE in place of absolute positions. §2.4: the backward of the layers was written by hand. Table 15 gives the hours: by (7.14), its GPUs did {{mfu_low:.0f}} to {{mfu_high:.0f}} % of what they could. How the weights start, the paper does not say; 0.02 and $1/\sqrt{2L}$ are GPT-2's (Radford et al. 2019, §2.3).
+# LLaMA §2.2 gives the block in half a page: pre-normalisation, SwiGLU with $\frac23 4D$, RoPE in place of absolute positions. §2.4: the backward of the layers was written by hand. Table 15 gives the hours: by (7.14), its GPUs did {{mfu_low:.0f}} to {{mfu_high:.0f}} % of what they could. How the weights start, the paper does not say; $1/\sqrt{2L}$ is GPT-2's rule (Radford et al. 2019, §2.3).
 #
 # ## Three questions
 #
