@@ -12,7 +12,7 @@ import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or l
 
 import numpy as np
 
-from lessons import check, claim, lab, museum_07, plt, record
+from lessons import FAST, check, claim, lab, museum_07, plt, record
 from minillama import nn
 from minillama.config import PRESETS, ModelConfig, TrainConfig
 from minillama.evaluate import mix_floor
@@ -257,7 +257,8 @@ claim("two directions pass the right one and reject the other four", all(
 plus = {"right": {}, "m: w3 overwrites w1": "no_m", "n: wv overwrites wq, wk": "no_n", "h: skip dropped": "no_h", "x: skip dropped": "no_x",
         "both skips dropped": "no_skips", "no skips forward either": "no_skip"}
 arms = {name: {"patch": museum_07.patch_of(how)} if how else {} for name, how in plus.items()}
-trained = lab.run(arms, seeds=3, steps=150, evaluations=1)
+seeds = 1 if FAST else 3
+trained = lab.run(arms, seeds=seeds, steps=150, evaluations=1)
 lab.table(trained)
 
 # %% [markdown] lang="en"
@@ -267,7 +268,7 @@ lab.table(trained)
 depths = (1, 4, 6)  # and 2, from above
 dropped = {"patch": museum_07.patch_of("no_skips")}
 by_depth = lab.run({f"{name}, {L} layers": {"n_layers": L, **arm} for L in depths for name, arm in (("right", {"lr": 1e-2}), ("dropped", dropped))},
-                   seeds=3, steps=150, evaluations=1)
+                   seeds=seeds, steps=150, evaluations=1)
 by_depth |= {"right, 2 layers": trained["right"], "dropped, 2 layers": trained["both skips dropped"]}
 depths = (1, 2, 4, 6)
 deep = {name: np.array([by_depth[f"{name}, {L} layers"].final for L in depths]) for name in ("right", "dropped")}  # (depths, seeds)
@@ -383,7 +384,7 @@ rates = (1e-2, 3e-2, 6e-2, 2e-1)
 post = {"patch": museum_07.patch_of("post_norm"), "n_layers": 6}
 arms = {f"before, lr {lr:g}": {"n_layers": 6, "lr": lr} for lr in rates} | {f"after, lr {lr:g}": {**post, "lr": lr} for lr in rates}
 arms["after, lr 0.06, half of the run is warm-up"] = {**post, "lr": 6e-2, "warmup_steps": 75}
-norms = lab.run(arms, seeds=3, steps=150, evaluations=1)
+norms = lab.run(arms, seeds=seeds, steps=150, evaluations=1)
 lab.table(norms)
 
 # %%
@@ -397,7 +398,7 @@ for place, colour, label in (("before", lab.COLOURS[2], "norm before the branch 
     axis.plot(rates, found.mean(1), "o-", color=colour, markersize=4, label=label)
     axis.fill_between(rates, found.min(1), found.max(1), color=colour, alpha=0.2, linewidth=0)
 saved = norms["after, lr 0.06, half of the run is warm-up"].final
-axis.plot([6e-2] * 3, saved, "s", color=lab.COLOURS[3], markersize=6, label="after the sum, long warm-up")
+axis.plot([6e-2] * len(saved), saved, "s", color=lab.COLOURS[3], markersize=6, label="after the sum, long warm-up")
 axis.axhline(frequencies, color="#888888", linewidth=0.8, linestyle=":")
 axis.text(rates[0], frequencies, "knows how often each token occurs, and nothing else", va="bottom", fontsize=9, color="#444444")
 axis.set(xscale="log", xlabel="peak learning rate", ylabel="excess after 150 steps (nats/token)", ylim=(0, 4.4), title="The norm in the branch buys the high learning rates")
@@ -506,7 +507,7 @@ plt.show()
 # %%
 null = lab.run({"usual": {"n_layers": 6, "lr": 1e-2}, "without 1/√(2L)": {"n_layers": 6, "patch": {"minillama.engine.numpy_engine.init_params": "lessons.museum_07.init_all_alike"}},
                 "parallel": {"n_layers": 6, "patch": museum_07.patch_of("parallel")}, "parallel, 2 layers": {"patch": museum_07.patch_of("parallel")}},
-               seeds=3, steps=150, evaluations=1)
+               seeds=seeds, steps=150, evaluations=1)
 lab.table(null)
 record(usual=null["usual"].mean, alike=null["without 1/√(2L)"].mean, parallel=null["parallel"].mean)
 record(parallel_2=null["parallel, 2 layers"].mean, usual_2=trained["right"].mean)
