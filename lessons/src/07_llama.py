@@ -99,7 +99,7 @@ check("07.residual_backward", residual_backward)
 # ```
 
 # %% [markdown] lang="en"
-# Count the places where a line splits: at $x$, $n$, $h$ and $m$. Backward will have a `+` at each of these four, and nowhere else.
+# Count the places where a line splits: at $x$, $n$, $h$ and $m$. The backward pass of the block will add at each of these four, and nowhere else.
 
 # %%
 config = ModelConfig(dim=4, n_layers=1, n_heads=2, vocab_size=5, multiple_of=3, max_seq_len=3, norm_eps=1e-2)
@@ -231,7 +231,7 @@ fig.colorbar(image, ax=axis, shrink=0.9, label="log₁₀ of the\nrelative error
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember this picture.** Backward runs from left to right. A missing `+` leaves everything before it right, and spoils everything after it. So the first yellow field stands right behind the fork: $m$ is read by `ffn_norm`, $h$ by `wo`, $n$ by `attention_norm`, $x$ by the next layer.
+# **Remember this picture.** Backward runs from left to right. A missing `+` leaves everything before it right, and spoils everything after it. So the first yellow field stands right behind the fork. What comes back to $m$ goes to `ffn_norm`, to $h$: to `wo`, to $n$: to `attention_norm`, to $x$: to the layer below.
 
 # %%
 first_wrong = {}
@@ -421,7 +421,7 @@ axis.legend(loc="center left", bbox_to_anchor=(0, 0.62))
 plt.show()
 
 # %% [markdown] lang="en"
-# At 0.01 and 0.03 there is no difference: {{before_3e2:.2f}} and {{after_3e2:.2f}}. At 0.06 all three runs with the norm after the sum end at {{after_6e2:.2f}}. That is what a table of token frequencies gives, {{frequencies:.2f}}: they have learned nothing else. A warm-up over half of the run brings them back to {{saved:.2f}}. LLaMA's block trains at every rate here.
+# At 0.01 and 0.03 there is no difference; at 0.03, {{before_3e2:.2f}} and {{after_3e2:.2f}}. At 0.06 all three runs with the norm after the sum end at {{after_6e2:.2f}}. That is what a table of token frequencies gives, {{frequencies:.2f}}: they have learned nothing else. A warm-up over half of the run brings them back to {{saved:.2f}}. LLaMA's block trains at every rate here.
 
 # %%
 final = lambda place, lr: norms[f"{place}, lr {lr:g}"].final
@@ -487,10 +487,10 @@ print("         parameters  table 2  GFLOP/token  6N/that")
 for name, p in plans.items():
     flops = p["flops_per_token"] / 1e9
     print(f"{name:>3} {p['parameters']:>15,}  {paper[name][0]:>7}  {flops:>11.1f}  {6 * p['parameters'] / 1e9 / flops:>7.3f}")
-print("\n    tokens  GPU-hours at half of the peak    paper   MWh  paper  t CO2  paper")
+print("\n    tokens  GPU-hours at half of the peak      paper   MWh  paper  t CO2  paper")
 for name, p in plans.items():
     energy = p["gpu_hours_paper"] * 0.4 * 1.1 / 1000
-    print(f"{name:>3}  {p['train_tokens'] / 1e12:.1f} T  {p['gpu_hours_estimate']:>29,.0f}  {p['gpu_hours_paper']:>7,}"
+    print(f"{name:>3}  {p['train_tokens'] / 1e12:.1f} T  {p['gpu_hours_estimate']:>29,.0f}  {p['gpu_hours_paper']:>9,}"
           f"  {energy:>4.0f}  {paper[name][1]:>5}  {0.385 * energy:>5.0f}  {paper[name][2]:>5}")
 
 # %%
