@@ -15,7 +15,8 @@ def merge_step(words, counts, new_id):
     """
     count = {}
     for word, times in zip(words, counts):
-        for pair in zip(word, word[1:]):
+        for i in range(len(word) - 1):
+            pair = word[i], word[i + 1]
             count[pair] = count.get(pair, 0) + times
     best = min(count, key=lambda pair: (-count[pair], pair))
     tokens = []
@@ -35,11 +36,12 @@ def encode(text, ids):
     """Ids (n,) of a text. ids: {piece: id}, the earlier learned, the smaller. A byte b has the id 3 + b. Spaces become ▁, U+2581."""
     symbols = list("▁" + text.replace(" ", "▁"))
     while True:
-        found = [(ids[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:])) if a + b in ids]
+        joined = [symbols[i] + symbols[i + 1] for i in range(len(symbols) - 1)]
+        found = [(ids[piece], i) for i, piece in enumerate(joined) if piece in ids]
         if not found:
             break
         _, i = min(found)
-        symbols[i:i + 2] = [symbols[i] + symbols[i + 1]]
+        symbols[i:i + 2] = [joined[i]]
     out = []
     for symbol in symbols:
         if symbol in ids:
@@ -125,10 +127,10 @@ EXERCISES = {
             Mistake("rarest", "(-count[pair], pair)", "(count[pair], pair)", "the rarest pair is taken; (1.3) takes the most frequent one"),
             Mistake("counted-across-words", "for word, times in zip(words, counts):", "for word, times in zip([a + b[:1] for a, b in zip(words, [*words[1:], []])], counts):",
                     "the last symbol of a word and the first one of the next are counted as a pair; in (1.2) a pair stands inside one word"),
-            Mistake("overlap-counted-once", "for pair in zip(word, word[1:]):",
-                    "for pair in [p for i, p in enumerate(zip(word, word[1:])) if i == 0 or p != (word[i - 1], word[i])]:",
+            Mistake("overlap-counted-once", "for i in range(len(word) - 1):",
+                    "for i in [i for i in range(len(word) - 1) if word[i:i + 2] != word[max(i - 1, 0):i + 1]]:",
                     "a + a in `aaa` is counted once; (1.2) counts every place where the pair stands, also where two places overlap"),
-            Mistake("order-ignored", "for pair in zip(word, word[1:]):", "for pair in map(tuple, map(sorted, zip(word, word[1:]))):",
+            Mistake("order-ignored", "pair = word[i], word[i + 1]", "pair = tuple(sorted(word[i:i + 2]))",
                     "(l, r) and (r, l) are counted as one pair; they are two different pieces (1.2)"),
             Mistake("overlap-merged-twice", "i += 2", "i += 1 if tuple(word[i + 1:i + 3]) == best else 2",
                     "`aaa` becomes two new pieces: the pairs overlap, and the middle a is used twice. After a merge go on *behind* it (1.4)"),
@@ -143,7 +145,7 @@ EXERCISES = {
         encode, ("ids",), _encode_inputs,
         (
             Mistake("text-order", "min(found)", "min(found, key=lambda f: f[1])", "the leftmost pair is merged first; the one that was *learned* first, of the smallest id, comes first (1.5)"),
-            Mistake("longest-first", "min(found)", "min(found, key=lambda f: (-len(symbols[f[1]] + symbols[f[1] + 1]), f))",
+            Mistake("longest-first", "min(found)", "min(found, key=lambda f: (-len(joined[f[1]]), f))",
                     "the longest piece is made first, as in WordPiece; in BPE the one that was learned first comes first (1.5)"),
             Mistake("latest-first", "min(found)", "max(found)", "the piece that was learned *last* is made first; the smallest id comes first (1.5)"),
             Mistake("rightmost", "min(found)", "min(found, key=lambda f: (f[0], -f[1]))", "of equal pairs the rightmost is merged first; the rule is the leftmost (1.5)"),
