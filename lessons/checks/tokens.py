@@ -158,6 +158,7 @@ EXERCISES = {
             Mistake("unknown-dropped", BYTE, "[]", "an unknown character is left out; it must become its UTF-8 bytes (1.8)"),
             Mistake("byte-without-offset", "3 + b", "b", "the byte itself stands where its id must: the ids 0-2 are special, so byte b is 3 + b (1.8)"),
             Mistake("utf-16", 'symbol.encode("utf-8")', 'symbol.encode("utf-16-le")', "the bytes are those of UTF-16; they must be UTF-8 (1.1)"),
+            Mistake("no-merges", "while True:", "while False:", "nothing is merged, and the text stays single characters: join neighbours as long as two of them are a piece (1.5)"),
             Mistake("one-pass", "while True:", "for _ in range(1):", "one merge is made, and no more: go on until no two neighbours are a piece (1.5)"),
         ),
     ),

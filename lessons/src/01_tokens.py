@@ -36,11 +36,11 @@ from minillama.train import train_step
 
 # %%
 by_hand = bytes([0b11100000 | 0b0100, 0b10000000 | 0b111101, 0b10000000 | 0b100000])
-print("(1.1) by hand:", by_hand.hex(" "), "  Python:", "你".encode("utf-8").hex(" "))
+print("(1.1) by hand:", by_hand.hex(" "), "  Python:", "你".encode().hex(" "))
 for character in "aé你🙂":
     data = character.encode("utf-8")
     print(f"{character!r} U+{ord(character):04X}: {len(data)} byte(s), {' '.join(f'{b:08b}' for b in data)}")
-claim("(1.1) by hand is what Python writes", by_hand == "你".encode("utf-8"))
+claim("(1.1) by hand is what Python writes", by_hand == "你".encode())
 
 # %% [markdown] lang="en"
 # So 256 tokens, one for every byte, are enough for every text there is. But such a text is long: one token a byte, three for 你. Words would be short, but there is no end of words, and one that is not in the list would be lost. **Byte-pair encoding** (BPE) stands between: it starts from characters and learns the pieces that pay.
@@ -126,7 +126,7 @@ for learned in (("ab", "abc", "cd"), ("ab", "cd", "abc"), ("cd", "ab", "abc")):
 #
 # **Spaces are marked.** A space is written ▁ (U+2581), and one is put in front of every text. Then a word is the same piece at the start of a text and inside it, and spaces come back exactly as they were:
 #
-# $$\text{text} \;\to\; ▁ + \text{text with ▁ for every space} \tag{1.6}$$
+# $$\text{text} \;\to\; \text{▁} + \text{text with ▁ for every space} \tag{1.6}$$
 #
 # No piece reaches across the start of a word: ▁ begins a piece, or stands in a piece of nothing but ▁.
 #
@@ -159,7 +159,7 @@ for vocabulary in (usual, whole):
 # %% [markdown] lang="en"
 # ### Your turn: where no piece may reach across
 #
-# These two rules, (1.6) and (1.7), as an array: 1 wherever there is a cut.
+# These two rules, (1.6) and (1.7), as an array of whole numbers: 1 wherever there is a cut, else 0.
 
 # %%
 from lessons.checks.tokens import cuts  # exercise
@@ -176,7 +176,7 @@ check("01.cuts", cuts)
 
 # %%
 print("(1.8):", usual.encode("你"), [usual.pieces[id][0] for id in usual.encode("你")])
-claim("the ids of 你 are those of its bytes", usual.encode("你")[1:] == [3 + b for b in "你".encode("utf-8")])
+claim("the ids of 你 are those of its bytes", usual.encode("你")[1:] == [3 + b for b in "你".encode()])
 
 # %% [markdown] lang="en"
 # ### Your turn: encode
@@ -383,9 +383,9 @@ right.set_title("When a merge pays: above the line")
 plt.show()
 
 # %% [markdown] lang="en"
-# Bytes alone would be at 1. LLaMA's rules fall from {{chars:.2f}} with single characters to {{flat:.2f}} tokens per byte, and from about 600 pieces on nothing more is gained: every word of this small language is one piece by then. **The digit rule has a price**: the other curve goes on to {{no_rule:.2f}}, with whole numbers as pieces.
+# Bytes alone would be at 1. The three draws of the text agree so well that their band is hidden by the line. LLaMA's rules fall from {{chars:.2f}} with single characters to {{flat:.2f}} tokens per byte, and from about 600 pieces on nothing more is gained: every word of this small language is one piece by then. **The digit rule has a price**: the other curve goes on to {{no_rule:.2f}}, with whole numbers as pieces.
 #
-# On the right, for our model merges pay up to number {{cheapest:.0f}}, and (1.10), added up over the whole text, has its minimum at the same place. For LLaMA-7B, whose blocks are so much larger, every merge of this text pays, even one that saves a single token.
+# On the right, for our model merges pay up to number {{cheapest:.0f}}, and (1.10), added up over the whole text, has its minimum at the same place. For LLaMA-7B, whose blocks are so much larger, every merge pays that saves a single token of this text. (The last merges save nothing, since every word is one piece; they are below the picture.)
 
 # %%
 y = {digits: ratio[digits][..., 1] for digits in ratio}
@@ -398,9 +398,10 @@ claim("(1.11) finds the minimum of (1.10)", (share[:cheapest] > limit["bench"][:
 claim("for LLaMA-7B every merge that saves anything pays", (share[saved > 0] > limit["7B"][saved > 0]).all())
 
 # %% [markdown] lang="en"
-# **Why 32,000?** The paper gives no reason. By (1.11), arithmetic alone would let a 7B model take a piece that stands once in 1.7 million tokens, so far more than 32,000. What speaks against it: a rare piece is a row of parameters that hardly ever gets a gradient. And (1.9) is memory. In small models it is most of it:
+# **Why 32,000?** The paper gives no reason. By (1.11), arithmetic alone would let a 7B model at $V = 32{,}000$ take one more piece if it saves one token in {{seven_in:.1f}} million. So the vocabulary could be far larger. What speaks against it: a rare piece is a row of parameters that hardly ever gets a gradient. And (1.9) is memory. In small models it is most of it:
 
 # %%
+record(seven_in=(P7 + 32_001 * 4096) / 4096 / 1e6)
 shapes = {"this bench": bench(400), "7B": seven, "65B": ModelConfig(dim=8192, n_layers=80, n_heads=64, vocab_size=32_000)}
 for name, config in shapes.items():
     rest = nn.count_params(config) - 2 * config.vocab_size * config.dim
@@ -469,7 +470,7 @@ for k, (label, colour) in enumerate((("asked in training", lab.COLOURS[0]), ("ne
         axis.plot(found[:, k], [y] * 3, "o", color=colour, markersize=6, label=label if row == 0 else None)
 axis.axvline(math.log2(900), color="#666666", linewidth=1, linestyle=":")
 axis.annotate("guessing", (math.log2(900), 2.42), xytext=(4, 0), textcoords="offset points", color="#666666")
-axis.set(yticks=range(3), yticklabels=list(bits), ylim=(2.55, -0.5), xlim=(0, None), xlabel="excess (bits per answer; dots: three seeds, bar: their band)")
+axis.set(yticks=range(3), yticklabels=list(bits), ylim=(2.55, -0.5), xlim=(-0.3, None), xlabel="excess (bits per answer; dots: three seeds, bar: their band)")
 axis.grid(axis="y", visible=False)
 axis.set_title("One more: only single digits carry over to new numbers")
 axis.legend(loc="upper right")
