@@ -1,6 +1,6 @@
 """Lesson 01: what the learner writes, and the ways it goes wrong. Equation numbers are the lesson's.
 
-Pieces are ids here, and a text that is decoded is its code points: a check compares numbers.
+Pieces are ids here, and a text that is decoded is its bytes: a check compares numbers.
 """
 import numpy as np
 
@@ -32,7 +32,7 @@ def merge_step(words, counts, new_id):
     return np.array(best), np.array(tokens)
 
 
-def encode(text, ids):
+def encode_text(text, ids):
     """Ids (n,) of a text. ids: {piece: id}, the earlier learned, the smaller. A byte b has the id 3 + b. Spaces become ▁, U+2581."""
     symbols = list("▁" + text.replace(" ", "▁"))
     while True:
@@ -65,10 +65,11 @@ def cuts(text):
     return cut
 
 
-def decode(ids, pieces):
-    """Code points (n,) of the text, [ord(c) for c in text]. The ids 0-2 have no text, 3-258 are the bytes 0-255, the rest are pieces.
+def decode_ids(ids, pieces):
+    """The text of these ids, as its UTF-8 bytes: list(text.encode("utf-8")), (n,) int.
 
-    A byte that belongs to no character becomes U+FFFD. pieces: list of str, in the order of the ids.
+    The ids 0-2 have no text, 3-258 are the bytes 0-255, the rest are pieces. pieces: list of str, in the order of the ids.
+    A byte that belongs to no character becomes U+FFFD, which is EF BF BD.
     """
     data = b""
     for id in ids:
@@ -78,7 +79,7 @@ def decode(ids, pieces):
             data += pieces[id].replace("▁", " ").encode("utf-8")
     text = data.decode("utf-8", errors="replace")
     text = text.removeprefix(" ")
-    return np.array([ord(character) for character in text])
+    return np.array(list(text.encode("utf-8")))
 
 
 WORDS = {"cb": 4, "bd": 6, "aaa": 2, "ab": 6, "bc": 4, "cae": 1, "dc": 6, "eca": 1, "caca": 1, "aacaa": 1}
@@ -141,8 +142,8 @@ EXERCISES = {
                     "the words are joined to one list before the merge, and the pair is also found across the end of a word; no piece reaches across words (1.2)"),
         ),
     ),
-    "01.encode": Exercise(
-        encode, ("ids",), _encode_inputs,
+    "01.encode_text": Exercise(
+        encode_text, ("ids",), _encode_inputs,
         (
             Mistake("text-order", "min(found)", "min(found, key=lambda f: f[1])", "the leftmost pair is merged first; the one that was *learned* first, of the smallest id, comes first (1.5)"),
             Mistake("longest-first", "min(found)", "min(found, key=lambda f: (-len(joined[f[1]]), f))",
@@ -168,8 +169,8 @@ EXERCISES = {
             Mistake("mark-ends-the-word", NEXT_WORD, 'left == "▁" and right != "▁"', "the cut comes behind the ▁, so that it ends the word before; it begins the next one (1.6)"),
             Mistake("mark-alone", NEXT_WORD, '(left == "▁") != (right == "▁")', "there is a cut on both sides of ▁: it would never be in one piece with its word (1.6)"),
             Mistake("every-space", NEXT_WORD, 'right == "▁"', "several ▁ are cut apart: spaces in a row may be one piece, as in the indents of code (1.6)"),
-            Mistake("no-word-boundary", NEXT_WORD, "False", "nothing is cut between words: a merge could join two of them (1.6)"),
-            Mistake("no-digit-rule", DIGIT, "False", "nothing is cut at digits: a merge could make 12 one piece (1.7)"),
+            Mistake("no-word-boundary", "word_begins or digit", "digit", "nothing is cut between words: a merge could join two of them (1.6)"),
+            Mistake("no-digit-rule", "word_begins or digit", "word_begins", "nothing is cut at digits: a merge could make 12 one piece (1.7)"),
             Mistake("numbers-whole", DIGIT, "left.isdigit() != right.isdigit()", "the cut is at the ends of a number and not inside: 12 could be one piece; every digit stands alone (1.7)"),
             Mistake("between-digits-only", DIGIT, "left.isdigit() and right.isdigit()", "the cut is between two digits only: a digit could still be in one piece with a letter, or with ▁ (1.7)"),
             Mistake("after-digits-only", DIGIT, "left.isdigit()", "the cut is behind a digit and not before it: ▁1 could be one piece (1.7)"),
@@ -178,8 +179,8 @@ EXERCISES = {
             Mistake("cut-at-the-start", "np.zeros(len(text), int)", "np.eye(1, len(text), dtype=int)[0]", "the first character has a cut; nothing stands before it"),
         ),
     ),
-    "01.decode": Exercise(
-        decode, ("points",), _decode_inputs,
+    "01.decode_ids": Exercise(
+        decode_ids, ("data",), _decode_inputs,
         (
             Mistake("one-byte-at-a-time", "data += bytes([id - 3])", 'data += bytes([id - 3]).decode("utf-8", errors="replace").encode("utf-8")',
                     "every byte is decoded by itself: a character of three bytes becomes three times U+FFFD. Collect the bytes first (1.8)"),
@@ -188,6 +189,8 @@ EXERCISES = {
             Mistake("byte-without-offset", "id - 3]", "id]", "the id itself is taken for the byte: id 3 is byte 0 (1.8)"),
             Mistake("bytes-dropped", "bytes([id - 3])", 'b""', "the byte pieces are left out: unknown characters are lost (1.8)"),
             Mistake("invalid-dropped", 'errors="replace"', 'errors="ignore"', "a byte that belongs to no character is left out without a trace; it must become U+FFFD"),
+            Mistake("invalid-kept", ('errors="replace"', 'list(text.encode("utf-8")'), ('errors="surrogateescape"', 'list(text.encode("utf-8", "surrogateescape")'),
+                    "a byte that belongs to no character is handed on as it is, and the text is no UTF-8; it must become U+FFFD"),
             Mistake("first-space-kept", 'text.removeprefix(" ")', "text", "the space that encode has put in front is still there (1.6)"),
             Mistake("all-first-spaces-lost", 'text.removeprefix(" ")', "text.lstrip()", "all spaces at the start are removed; only one was added, the others are text (1.6)"),
             Mistake("both-ends-stripped", 'text.removeprefix(" ")', "text.strip()", "the spaces at both ends are removed; only one was added, in front (1.6)"),

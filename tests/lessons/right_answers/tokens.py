@@ -120,7 +120,7 @@ def cuts_groups(text):
 # ---- decode ----
 def decode_code(ids, pieces):
     table = SPECIALS + [(piece, 0.0, BYTE) for piece in pieces[3:259]] + [(piece, -1.0, NORMAL) for piece in pieces[259:]]
-    return [ord(c) for c in bpe.BPE(table).decode(ids)]
+    return list(bpe.BPE(table).decode(ids).encode())
 
 
 def decode_incremental(ids, pieces):
@@ -131,7 +131,7 @@ def decode_incremental(ids, pieces):
         elif id > 2:
             text += reader.decode(bytes([int(pieces[id][1:-1], 16)]))
     text = (text + reader.decode(b"", True)).replace("▁", " ")
-    return np.array(list(map(ord, text[1:] if text[0] == " " else text)))
+    return np.array(bytearray((text[1:] if text[0] == " " else text).encode()), int)
 
 
 def decode_runs(ids, pieces):
@@ -140,12 +140,12 @@ def decode_runs(ids, pieces):
         part = list(run)
         out.append(bytes(id - 3 for id in part).decode("utf-8", "replace") if is_byte else "".join(pieces[id] for id in part))
     text = "".join(out)
-    return np.frombuffer(text[text.startswith("▁"):].replace("▁", " ").encode("utf-32-le"), np.uint32)
+    return np.frombuffer(text[text.startswith("▁"):].replace("▁", " ").encode(), np.uint8)
 
 
 RIGHT = {
     "01.merge_step": [merge_step_counter, merge_step_code, merge_step_table],
-    "01.encode": [encode_by_rank, encode_recursive, encode_code],
+    "01.encode_text": [encode_by_rank, encode_recursive, encode_code],
     "01.cuts": [cuts_numpy, cuts_regex, cuts_groups],
-    "01.decode": [decode_code, decode_incremental, decode_runs],
+    "01.decode_ids": [decode_code, decode_incremental, decode_runs],
 }
