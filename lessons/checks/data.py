@@ -52,7 +52,8 @@ def _rows_inputs(rng):
 
 
 def _windows_inputs(rng):
-    return int(rng.integers(150, 160)), int(rng.integers(7, 10)), int(rng.integers(50, 57))
+    seq_len, rest = int(rng.integers(7, 10)), int(rng.integers(2))  # rest: 1, then 0, so that an end one off shows in one of the draws
+    return int(rng.integers(150, 160)), seq_len, 6 * seq_len + rest
 
 
 EXERCISES = {
@@ -128,6 +129,10 @@ EXERCISES = {
                     "validation rows are seq_len + 1 apart, and between two of them a token is never scored: neighbours share one token (12.8)"),
             Mistake("val-too-early", "np.arange(border, tokens", "np.arange(border - 1, tokens", "validation begins with the last training token (12.8): it was trained on"),
             Mistake("row-too-long", "tokens - seq_len, seq_len)", "tokens, seq_len)", "the last row begins where no whole row is left: it runs past the end (12.8)"),
+            Mistake("last-row-lost", "tokens - seq_len, seq_len)", "tokens - seq_len - 1, seq_len)",
+                    "the last whole row is left out where it ends with the last token of all (12.8)"),
+            Mistake("last-target-missing", "tokens - seq_len, seq_len)", "tokens - seq_len + 1, seq_len)",
+                    "the last row has no target for its last input where the stream ends: a row is seq_len + 1 tokens long (12.8)"),
             Mistake("share-for-count", "tokens - held_out", "held_out", "the first `held_out` tokens are trained on and the others held out; it is the other way round (12.7)"),
         ),
     ),

@@ -44,20 +44,19 @@ for name, p, e, size, tokens in zip(table1, share, published, disk, there):
     print(f"{name:<14} {p:5.1f} % {e:6.2f} {size / 1e9:6.0f} GB {tokens / 1e9:8.0f} billion {size / tokens:8.2f}")
 
 # %% [markdown] lang="en"
-# All between 2.8 and 4.0 bytes per token: plain prose has the most, formulas, code and other languages have fewer. Now the other way round. If all we knew were disk sizes and *one* number of bytes per token, how well would (12.2) tell the epochs?
+# All between 2.8 and 4.0 bytes per token, web pages highest: believable. Now the other way round. If all we knew were disk sizes and *one* number of bytes per token, how well would (12.2) tell the epochs?
 
 # %%
 guess = share / share.sum() * N / (disk / (disk.sum() / there.sum()))
 for name, e, g in zip(table1, published, guess):
     print(f"{name:<14} epochs {e:.2f}   from the disk alone {g:.2f}")
-record(rate=disk.sum() / there.sum())
 claim("the shares of Table 1 sum to 100 %", abs(share.sum() - 100) < 1e-9)
-claim("every source has between 2.7 and 4.0 bytes per token", ((2.7 < disk / there) & (disk / there < 4.0)).all())
+claim("every source has between 2.7 and 4.0 bytes per token", ((disk / there > 2.7) & (disk / there < 4.0)).all())
 claim("from the disk alone, all epochs come out within 40 %", (np.abs(np.log(guess / published)) < np.log(1.4)).all())
 claim("GitHub is not read once, Wikipedia and Books more than twice", published[2] < 1 and published[3] > 2 and published[4] > 2)
 
 # %% [markdown] lang="en"
-# So the paper reads its best-edited text more than twice, and a third of its code never. Beside it our mini-mix: three small languages that are generated, 35 % stories, 40 % facts, 25 % sums. Its epochs in 200 steps of 8 rows with 64 tokens:
+# So the paper reads Wikipedia and books more than twice, and not even all of its code once. Beside it our mini-mix: three small languages that are generated, 35 % stories, 40 % facts, 25 % sums. Its epochs in 200 steps of 8 rows with 64 tokens:
 
 # %%
 tokenizer, shards = lab.text()
@@ -138,7 +137,7 @@ plt.show()
 #
 # $$\operatorname{Var}[n_i] = \sum_{k<B} p_i(1-p_i) = B\,p_i(1-p_i) \tag{12.5}$$
 #
-# Now (12.4). Source $i$ is an interval that is $Bp_i$ steps long. Write $Bp_i = m + f$, with $m$ whole and $0 \le f < 1$. An interval of that length holds $m$ points, or one more: in a share $f$ of all positions. So $n_i = m + b$, where $b$ is 1 with probability $f$. Its mean is $m + f = Bp_i$, exactly right, and
+# Now (12.4). Source $i$ is an interval that is $Bp_i$ steps long. Write $Bp_i = m + f$, with $m$ whole and $0 \le f < 1$. While $u$ runs from 0 to 1, the points move by exactly one step. So $m$ whole steps hold $m$ points, always. The rest, of length $f$, is met by a point for a share $f$ of all $u$. So $n_i = m + b$, where $b$ is 1 with probability $f$. Its mean is $m + f = Bp_i$, exactly right, and
 #
 # $$\operatorname{Var}[n_i] = f(1-f) \le \tfrac14,\qquad |n_i - Bp_i| < 1 \tag{12.6}$$
 
@@ -238,7 +237,7 @@ claim("and the specialist is better on its own source, at every seed",
 # %% [markdown] lang="en"
 # ## 6 · Do the others help?
 #
-# The mix is at most {{cost:.2f}} nats/token behind a specialist. But the specialist has read three or four times as much of its own source. What if it reads only what the mix reads of that source? There are two ways to do this, and they do not say the same:
+# The mix is at most {{cost:.2f}} nats/token behind a specialist. But the specialist has read 2.5 to 4 times as much of its own source. What if it reads only what the mix reads of that source? There are two ways to do this, and they do not say the same:
 #
 # - *fewer steps*: full batches of one source, until its share of the tokens is used up;
 # - *own rows*: all 200 steps, with the others' rows thrown out of each batch.
@@ -252,9 +251,10 @@ for name in columns:
         print(f"{name:<8} {label:<12} {found.mean():.3f} ({found.min():.3f} to {found.max():.3f})")
 
 # %% [markdown] lang="en"
-# Against *fewer steps* the mix wins clearly: sums {{sums_fewer:.2f}} alone, {{sums_mix:.2f}} in the mix. "The other sources help", one would say. Against *own rows* nothing is left of it: {{sums_own:.2f}}, and facts are even a little better alone. The help was the number of updates. **These three languages share words, and no skill** that 29 thousand parameters could use twice; at this size they neither help nor disturb each other much.
+# Against *fewer steps* the mix wins clearly: sums {{sums_fewer:.2f}} alone, {{sums_mix:.2f}} in the mix. "The other sources help", one would say. Against *own rows* nothing is left of it: {{sums_own:.2f}}, and facts are even a little better alone. **The help was the number of updates.** These three languages share words and little else: in {{parameters:,.0f}} parameters they neither help nor disturb each other much.
 
 # %%
+record(parameters=sum(w.size for w in matrix["the mix"].params[0].values()))
 record(sums_fewer=on(fewer["sums"], "sums").mean(), sums_own=on(own["sums"], "sums").mean(), sums_mix=on(matrix["the mix"], "sums").mean())
 claim("against fewer steps, the mix looks far better on stories and sums, at every seed",
       all(on(matrix["the mix"], s).max() + 0.1 < on(fewer[s], s).min() for s in ("stories", "sums")), fast=False)
@@ -294,7 +294,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown] lang="en"
-# From nothing to **1 %**, the excess on sums falls from {{sums_0:.1f}} to {{sums_1:.1f}}; the others do not notice. Doubling from 50 % to 100 % gains {{sums_late:.2f}} more, and costs the others everything. Note the last two points of the others: at 90 % they still have 10 %, and 10 % is enough for most of it.
+# From nothing to **1 %**, the excess on sums falls from {{sums_0:.1f}} to {{sums_1:.1f}}; the others do not notice. Doubling from 50 % to 100 % gains {{sums_late:.2f}} more, and costs the others everything. Look at the last two points of the others: the 10 % that they have at 90 % makes most of the difference to none.
 
 # %%
 record(sums_0=on(sweep[0.0], "sums").mean(), sums_1=on(sweep[0.01], "sums").mean())
@@ -315,7 +315,7 @@ claim("10 % for the two others is far better than none",
 # %%
 amounts = (30_000, 60_000, 600_000)  # characters of all three sources; 35 % of them, less what is held out, are stories to train on
 story = {a: next(s for s in lab.text(a)[1] if s.name == "stories") for a in amounts}
-again = lab.run({f"{a}": {"mix": {"stories": 1.0}, "characters": a} for a in amounts}, seeds=3, steps=400, evaluations=8)
+again = lab.run({f"{a}": {"mix": {"stories": mix["stories"]}, "characters": a} for a in amounts}, seeds=3, steps=400, evaluations=8)
 again = {a: again[f"{a}"] for a in amounts}
 
 
@@ -352,7 +352,8 @@ plt.show()
 # %%
 few, some, many = (again[a] for a in amounts)
 record(read_few=read[amounts[0]], turn=few.excess.mean(0).min(), few=few.mean, few_seen=seen[amounts[0]].mean(), some=some.mean, many=many.mean)
-record(read_some=read[amounts[1]], read_many=read[amounts[2]], some_gap=(some.final - seen[amounts[1]]).mean())
+record(read_some=read[amounts[1]], read_many=read[amounts[2]], some_gap=(some.final - seen[amounts[1]]).mean(),
+       many_gap=(many.final - seen[amounts[2]]).mean())
 claim("with 24 stories the held-out excess has risen by more than 0.1 since its lowest, at every seed",
       (few.final > few.excess.min(1) + 0.1).all(), fast=False)
 claim("while the trained text is below its floor, at every seed", seen[amounts[0]].max() < -0.05, fast=False)
@@ -362,7 +363,7 @@ claim("the fewer different stories, the worse, at every seed", few.final.min() >
       some.final.min() > many.final.max() + 0.01, fast=False)
 
 # %% [markdown] lang="en"
-# In between, {{read_some:.0f}} epochs of 72 stories end only a little above {{read_many:.1f}} epochs of 942: {{some:.2f}} and {{many:.2f}}. Repeating is far better than not training. But the gap between held-out and trained text is already {{some_gap:.2f}}, and would grow. This also shows what a validation text that *overlaps* the training text measures: the triangles, which go down for ever. That is the mistake (12.7) prevents.
+# In between, {{read_some:.0f}} epochs of 72 stories end only a little above {{read_many:.1f}} epochs of 942: {{some:.2f}} and {{many:.2f}}. Repeating a text a few times costs little. But the gap between held-out and trained text, {{many_gap:.2f}} with 942 stories, is {{some_gap:.2f}} with 72. And this is what a validation text that *overlaps* the training text measures: the triangles, which look best where the model is worst. (12.7) prevents it.
 #
 # ## 9 · A museum of wrong batches
 #
@@ -453,10 +454,10 @@ claim("what the models expect is within 0.12 of each share, at every seed", all(
 claim("nothing but the three sources is expected", all(sum(e.values()) > 0.9 for e in expected), fast=False)
 
 # %% [markdown] lang="en"
-# On average (12.9) asks for {{entropy:.2f}} nats a document, and these models pay {{paid:.2f}}. Spread over a document's tokens, about a hundredth of a nat each, so this is not what separates the mix from the specialist in the matrix. The models of section 5, which hardly ever saw a row begin with a document, pay {{usual_paid:.1f}}: what was not practised is not known, even inside a source.
+# On average (12.9) asks for {{entropy:.2f}} nats a document, and these models pay {{paid:.2f}}. Spread over the 50 to 120 tokens of a document, this is one or two hundredths each: little beside what separates the mix from a specialist in the matrix. The models of section 5, which hardly ever saw a row begin with a document, pay {{usual_paid:.1f}}: what was not practised is not known, even inside a source.
 
 # %% [markdown] lang="en"
-# **What does not show at this scale.** Independent draws ({{mean_rows:.3f}}) against systematic sampling ({{mean_right:.3f}}): 200 steps average the luck of single batches out. Weights by document, in the loss of the mix alone: {{mean_doc:.3f}}. Help from one source to another, beyond more updates: large models do gain from it, these three languages are too small and too different. And mild repetition: {{read_many:.1f}} epochs leave no trace here, as Muennighoff et al. 2023 (arXiv:2305.16264) found for up to four.
+# **What does not show at this scale.** Independent draws ({{mean_rows:.3f}}) against systematic sampling ({{mean_right:.3f}}): 200 steps average the luck of single batches out. Weights by document, in the loss of the mix alone: {{mean_doc:.3f}}. Help from one source to another, beyond more updates: large models do gain from it, these three languages are too small and too different. And mild repetition: {{read_many:.1f}} epochs leave a gap of {{many_gap:.2f}} here; Muennighoff et al. 2023 (arXiv:2305.16264) found hardly any loss up to four.
 #
 # ## The anchor in the paper
 #
@@ -467,5 +468,13 @@ claim("nothing but the three sources is expected", all(sum(e.values()) > 0.9 for
 # 1. A source has 10 billion tokens. You want it at 5 % of a run of 1 T tokens. How many epochs is that, and what do you look at while it trains?
 # 2. A batch of 8 rows, a share of 2 %. In how many batches is there a row of it, by (12.6)? And what happens without the offset?
 # 3. A training loss of 0.30 nats/token, on text whose floor is 0.41. Which two explanations are there, and how do you tell them apart?
+#
+# <details><summary>Answers</summary>
+#
+# 1. $0.05\cdot10^{12}/10^{10} = 5$ epochs, by (12.2). Look at the held-out loss *of that source*; the loss of the mix would hide its rise.
+# 2. $Bp = 0.16$, so $m = 0$, $f = 0.16$: in 16 % of the batches, and never twice in one. Without the offset all points lie at $k/8$: a source at the end of the line, from 0.98 on, is never read.
+# 3. Memory (the text was read many times), or a leak: the model sees its targets. Measure held-out text. A model that remembers is worse there; a leak is below the floor there, too.
+#
+# </details>
 #
 # **The way on:** [13 · Train](13_train.ipynb): one real run, from the text to a model that talks.
