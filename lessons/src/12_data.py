@@ -12,7 +12,7 @@ import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or l
 
 import numpy as np
 
-from lessons import check, claim, lab, plt, record
+from lessons import FAST, check, claim, lab, plt, record
 from minillama.engine.numpy_engine import NumpyEngine
 from minillama.text import corpus
 
@@ -94,10 +94,10 @@ print("wanted                   ", q)
 print("(12.3), weights by document", by_document.round(3))
 print("100,000 documents drawn  ", (counted / counted.sum()).round(3))
 claim("the draws agree with (12.3)", np.abs(counted / counted.sum() - by_document).max() < 0.01)
-record(sums_by_document=by_document[2])
+record(sums_by_document=100 * by_document[2])
 
 # %% [markdown] lang="en"
-# Our sums are short texts. By document they would have {{sums_by_document:.0%}} of the tokens, and not 25 %.
+# Our sums are short texts. By document they would have {{sums_by_document:.0f}} % of the tokens, and not 25 %.
 #
 # ### Your turn: from documents to tokens
 
@@ -187,14 +187,14 @@ check("12.windows", windows)
 # %% [markdown] lang="en"
 # ## 5 · The picture: a transfer matrix
 #
-# Train on one source, on two, or on the mix, always 200 steps. Measure on all three. All numbers are **excess**: loss less the exact floor of *that* source. A model that knows nothing and gives each of the $V$ pieces $1/V$ has an excess of $\ln V - \text{floor}$. Predict: will a model of stories be better on sums than that?
+# Train on one source, on two, or on the mix, always 200 steps with a peak learning rate of 0.03. Measure on all three. All numbers are **excess**: loss less the exact floor of *that* source. A model that knows nothing and gives each of the $V$ pieces $1/V$ has an excess of $\ln V - \text{floor}$. Predict: will a model of stories be better on sums than that?
 
 # %%
-mix, lr = dict(corpus.SHARES), 0.03
+mix, lr, SEEDS = dict(corpus.SHARES), 0.03, 1 if FAST else 3  # FAST: the builders' short trial run
 of = lambda *names: {"lr": lr, "mix": {name: mix[name] for name in names}}
 trained = {"stories": of("stories"), "facts": of("facts"), "sums": of("sums"), "no stories": of("facts", "sums"),
            "no facts": of("stories", "sums"), "no sums": of("stories", "facts"), "the mix": {"lr": lr, "mix": mix}}
-matrix = lab.run(trained, seeds=3, steps=200, evaluations=1)
+matrix = lab.run(trained, seeds=SEEDS, steps=200, evaluations=1)
 on = lambda result, source: result.sources[source][:, -1]  # (seeds,) at the end
 knows_nothing = {shard.name: np.log(tokenizer.vocab_size) - shard.val.floor for shard in shards}
 
@@ -216,7 +216,7 @@ for spine in axis.spines.values():
     spine.set_visible(False)
 bar = fig.colorbar(image, ax=axis, label="excess (nats/token)", ticks=np.log10([0.2, 0.5, 1, 2, 5, 10]))
 bar.ax.set_yticklabels(["0.2", "0.5", "1", "2", "5", "10"])
-axis.set_title("Who has not read it does worse than who knows nothing\n(mean, lowest and highest of three seeds)", pad=10)
+axis.set_title("A source that was not read costs more than knowing nothing\n(mean, lowest and highest of three seeds)", pad=10)
 plt.show()
 
 # %% [markdown] lang="en"
@@ -245,7 +245,7 @@ claim("and the specialist is better on its own source, at every seed",
 # %%
 fewer = {name: {**of(name), "steps": n} for name, n in (("stories", 70), ("facts", 80), ("sums", 50))}
 own = {name: {**of(name), "batch_size": n} for name, n in (("stories", 3), ("facts", 3), ("sums", 2))}
-fewer, own = (lab.run(arms, seeds=3, steps=200, evaluations=1) for arms in (fewer, own))
+fewer, own = (lab.run(arms, seeds=SEEDS, steps=200, evaluations=1) for arms in (fewer, own))
 for name in columns:
     for label, found in (("fewer steps", on(fewer[name], name)), ("own rows", on(own[name], name)), ("in the mix", on(matrix["the mix"], name))):
         print(f"{name:<8} {label:<12} {found.mean():.3f} ({found.min():.3f} to {found.max():.3f})")
@@ -274,7 +274,7 @@ def with_sums(p):
 
 
 levels = (0.01, 0.05, 0.5, 0.9)
-turned = lab.run({f"{p}": with_sums(p) for p in levels}, seeds=3, steps=200, evaluations=1)
+turned = lab.run({f"{p}": with_sums(p) for p in levels}, seeds=SEEDS, steps=200, evaluations=1)
 sweep = {0.0: matrix["no sums"], 0.25: matrix["the mix"], 1.0: matrix["sums"], **{p: turned[f"{p}"] for p in levels}}
 sweep = dict(sorted(sweep.items()))
 
@@ -310,12 +310,12 @@ claim("10 % for the two others is far better than none",
 # %% [markdown] lang="en"
 # ## 8 · The same text again
 #
-# A large share of a small source means many epochs (12.2). Here stories alone, 400 steps in each run. Only the amount of *different* text changes. Beside the held-out text we measure the text that was **trained on**, against its own exact floor. Predict: can a model get below a floor?
+# A large share of a small source means many epochs (12.2). Here stories alone, 400 steps in each run, at the bench's usual rate of 0.01. Only the amount of *different* text changes. Beside the held-out text we measure the text that was **trained on**, against its own exact floor. Predict: can a model get below a floor?
 
 # %%
 amounts = (30_000, 60_000, 600_000)  # characters of all three sources; 35 % of them, less what is held out, are stories to train on
 story = {a: next(s for s in lab.text(a)[1] if s.name == "stories") for a in amounts}
-again = lab.run({f"{a}": {"mix": {"stories": mix["stories"]}, "characters": a} for a in amounts}, seeds=3, steps=400, evaluations=8)
+again = lab.run({f"{a}": {"mix": {"stories": mix["stories"]}, "characters": a} for a in amounts}, seeds=SEEDS, steps=400, evaluations=8)
 again = {a: again[f"{a}"] for a in amounts}
 
 
@@ -333,8 +333,8 @@ for k, (a, colour) in enumerate(zip(amounts, (lab.COLOURS[1], lab.COLOURS[4], la
     result, stories_there = again[a], story[a].train.documents
     left.plot(result.steps, result.excess.mean(0), color=colour, label=f"{stories_there} stories")
     left.fill_between(result.steps, result.excess.min(0), result.excess.max(0), color=colour, alpha=0.2, linewidth=0)
-    right.plot([k] * 3, result.final, "o", color=colour, alpha=0.7, label="held out" if k == 0 else None)
-    right.plot([k] * 3, seen[a], "v", color=colour, alpha=0.7, markersize=7, label="trained on" if k == 0 else None)
+    right.plot([k] * SEEDS, result.final, "o", color=colour, alpha=0.7, label="held out" if k == 0 else None)
+    right.plot([k] * SEEDS, seen[a], "v", color=colour, alpha=0.7, markersize=7, label="trained on" if k == 0 else None)
 for axis in (left, right):
     axis.axhline(0, color="black", linewidth=1)
 read = {a: 400 * 8 * 64 / len(story[a].train.tokens) for a in amounts}
@@ -375,14 +375,14 @@ document_mix = {name: round(float(p), 3) for name, p in zip(columns, by_document
 museum = {"the right one": {"lr": lr, "mix": mix}, "every row draws by itself": wrong("independent"),
           "weights by document": {"lr": lr, "mix": document_mix}, "sources one after another": wrong("one_after_another"),
           "the same batch every step": wrong("same_batch")}
-museum = lab.run(museum, seeds=3, steps=200, evaluations=1)
+museum = lab.run(museum, seeds=SEEDS, steps=200, evaluations=1)
 
 # %%
 fig, axis = plt.subplots(figsize=(7.2, 3.4))
 for row, result in enumerate(museum.values()):
     for k, name in enumerate(columns):
         found, y = on(result, name), row + 0.22 * (k - 1)
-        axis.plot(found, [y] * 3, "o", color=lab.COLOURS[k], alpha=0.6, markersize=5, markeredgewidth=0, label=None if row else name)
+        axis.plot(found, [y] * SEEDS, "o", color=lab.COLOURS[k], alpha=0.6, markersize=5, markeredgewidth=0, label=None if row else name)
 axis.set(yticks=range(len(museum)), yticklabels=list(museum), ylim=(len(museum) - 0.5, -0.5), xscale="log",
          xlabel="excess after 200 steps (nats/token); a dot is a seed")
 axis.set_xticks([0.3, 0.5, 1, 2, 5, 10], ["0.3", "0.5", "1", "2", "5", "10"])
@@ -429,7 +429,7 @@ def expects(params):
     return {name: sum(np.exp(-engine.loss(row[:, :-1], row[:, 1:])[0]) for row in ids[name]) for name in mix}
 
 
-at_documents = lab.run({"rows begin with a document": wrong("at_documents")}, seeds=3, steps=300, evaluations=1)
+at_documents = lab.run({"rows begin with a document": wrong("at_documents")}, seeds=SEEDS, steps=300, evaluations=1)
 expected = [expects(params) for params in at_documents["rows begin with a document"].params]
 usual = [expects(params) for params in matrix["the mix"].params]
 for name in mix:
@@ -440,7 +440,7 @@ for name in mix:
 fig, axis = plt.subplots(figsize=(7.2, 2.6))
 for k, name in enumerate(mix):
     axis.barh(k, mix[name], color=lab.COLOURS[k], alpha=0.3, height=0.6)
-    axis.plot([e[name] for e in expected], [k] * 3, "o", color=lab.COLOURS[k], markersize=6)
+    axis.plot([e[name] for e in expected], [k] * SEEDS, "o", color=lab.COLOURS[k], markersize=6)
 axis.set(yticks=range(3), yticklabels=list(mix), ylim=(2.6, -0.6), xlim=(0, 0.5),
          xlabel="probability after <s> (bar: share in the mix; dots: what three models expect)")
 axis.grid(axis="y", visible=False)
@@ -450,7 +450,7 @@ plt.show()
 # %%
 record(entropy=-sum(p * np.log(p) for p in mix.values()), paid=np.mean([-sum(mix[s] * np.log(e[s]) for s in mix) for e in expected]))
 record(usual_paid=np.mean([-sum(mix[s] * np.log(e[s]) for s in mix) for e in usual]))
-claim("what the models expect is within 0.12 of each share, at every seed", all(abs(e[s] - mix[s]) < 0.12 for e in expected for s in mix), fast=False)
+claim("what the models expect is within 0.15 of each share, at every seed", all(abs(e[s] - mix[s]) < 0.15 for e in expected for s in mix), fast=False)
 claim("nothing but the three sources is expected", all(sum(e.values()) > 0.9 for e in expected), fast=False)
 
 # %% [markdown] lang="en"
