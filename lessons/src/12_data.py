@@ -310,7 +310,7 @@ claim("10 % for the two others is far better than none",
 # %% [markdown] lang="en"
 # ## 8 · The same text again
 #
-# A large share of a small source means many epochs (12.2). Here stories alone, 400 steps in each run, at the bench's usual rate of 0.01. Only the amount of *different* text changes. Beside the held-out text we measure the text that was **trained on**, against its own exact floor. Predict: can a model get below a floor?
+# A large share of a small source means many epochs (12.2). Here stories alone, 400 steps in each run, at the bench's usual rate of 0.01. Only the amount of *different* text changes. Beside the held-out text (24 stories each time) we measure the text that was **trained on**, against its own exact floor. Predict: can a model get below a floor?
 
 # %%
 amounts = (30_000, 60_000, 600_000)  # characters of all three sources; 35 % of them, less what is held out, are stories to train on
