@@ -5,9 +5,9 @@
 #
 # After this lesson you can compute the loss of a language model by hand, turn it into perplexity and bits per byte, and say of any loss what it means: a fresh model, a counting model, a learned one, or a bug.
 #
-# *Needs:* a little NumPy, and what a logarithm is. Nothing else; this is the first lesson. *Paper:* LLaMA §2.1, §2.3, Figure 1; Shannon 1948. *Code:* [`minillama/nn/cross_entropy.py`](../minillama/nn/cross_entropy.py), [`minillama/evaluate.py`](../minillama/evaluate.py), [`minillama/text/corpus.py`](../minillama/text/corpus.py). *Time:* 40 minutes to read and solve, less than a minute to run.
+# *Needs:* a little NumPy, and what a logarithm is. Nothing else; this is the first lesson. *Paper:* LLaMA §2.1 and Figure 1; Shannon 1948. *Code:* [`minillama/nn/cross_entropy.py`](../minillama/nn/cross_entropy.py), [`minillama/evaluate.py`](../minillama/evaluate.py), [`minillama/text/corpus.py`](../minillama/text/corpus.py). *Time:* 40 minutes to read and solve, less than a minute to run.
 #
-# How to work with it: run the cells from top to bottom. Where it says **Your turn**, write the function, run the check, and read its sentence. Nothing can break.
+# How to work with it: run the cells from top to bottom. Where it says **Your turn**, write the function, run the check, and read its sentence. You cannot break anything.
 
 # %%
 import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or lessons/exercises/
@@ -135,6 +135,8 @@ print(f"zlib: {zlib_rate:.2f} bits/byte")
 
 # %% [markdown] lang="en"
 # ### Your turn: the three units
+#
+# Given: the surprise of every token of a text, and the text. Return the loss, the perplexity, and the bits per byte. Not every letter has one byte.
 
 # %%
 from lessons.checks.baselines import units  # exercise
@@ -149,7 +151,7 @@ check("00.units", units)
 #
 # $$z_v = c\ \text{ for all } v \quad\Rightarrow\quad s = \ln V \tag{0.7}$$
 #
-# A fresh model's logits are not equal but random, near 0, with some variance $\sigma^2$. For normal ones the mean of $e^z$ is $e^{\sigma^2/2}$. So the sum of $V$ of them is about $V e^{\sigma^2/2}$, while $z_y$ is 0 on average:
+# A fresh model's logits are not equal but random, near 0, with some variance $\sigma^2$. If they are normal, the mean of $e^z$ is $e^{\sigma^2/2}$: complete the square in the exponent, $z - \frac{z^2}{2\sigma^2} = \frac{\sigma^2}{2} - \frac{(z-\sigma^2)^2}{2\sigma^2}$, and the second part is a normal curve again, moved to $\sigma^2$. So the sum of $V$ of them is about $V e^{\sigma^2/2}$, while $z_y$ is 0 on average:
 #
 # $$L \approx \ln V + \frac{\sigma^2}{2} \tag{0.8}$$
 
@@ -158,7 +160,7 @@ rng = np.random.default_rng(0)
 for sigma in (0, 0.1, 0.5, 1.0):
     z = sigma * rng.standard_normal((1, 5000, V))
     measured = nn.cross_entropy_forward(z, rng.integers(0, V, (1, 5000)))[0]
-    print(f"sigma {sigma:<4} measured {measured:.3f}   (0.8) {np.log(V) + sigma**2 / 2:.3f}")
+    print(f"sigma {sigma:<4} mean of e^z {np.exp(z).mean():.3f}, expected {np.exp(sigma**2 / 2):.3f}   loss {measured:.3f}, (0.8) {np.log(V) + sigma**2 / 2:.3f}")
 
 # %% [markdown] lang="en"
 # How large is $\sigma$? A logit is $z_v = \sum_i W_{vi}\, n_i$. The weights are drawn with standard deviation $w$, and the final norm makes $n$ a vector with $\sum_i n_i^2 = D$ ([03 · RMSNorm](03_rmsnorm.ipynb)). Variances of independent numbers add:
@@ -168,7 +170,8 @@ for sigma in (0, 0.1, 0.5, 1.0):
 # We ask the real model, with its own start of $w = 0.02$, and with two louder output heads. Here $D = 32$:
 
 # %%
-config, D = lab.configs({})[0], lab.configs({})[0].dim
+config = lab.configs({})[0]  # the tiny LLaMA of all lessons
+D = config.dim
 
 
 def first_loss(w, seed):
@@ -184,7 +187,7 @@ for name, w in starts.items():
     print(f"w = {name:<5} first loss {first[name].mean():6.3f}  ({first[name].min():.3f} to {first[name].max():.3f})   (0.8): {np.log(V) + w * w * D / 2:.3f}")
 
 # %% [markdown] lang="en"
-# The usual start is at {{start:.2f}} and $\ln V$ is {{ln_v:.2f}}: such a model says "I do not know" and nothing else. With $w = 1$ it starts at {{loud:.1f}}: it is *sure*, and wrong. (There (0.8) no longer holds: one large logit rules the sum.) This happens to real projects: with output weights of variance 1, T5 in a well-known library started at a loss of about 110 in place of 11 ([transformers#26441](https://github.com/huggingface/transformers/pull/26441)).
+# The usual start is at {{start:.2f}} and $\ln V$ is {{ln_v:.2f}}: such a model says "I do not know" and nothing else. With $w = 1$ it starts at {{loud:.1f}}: it is *sure*, and wrong. (There (0.8) no longer holds: one large logit rules the sum.) This happens to real projects: with output weights of variance 1, Hugging Face's T5 started at a loss of about 110 in place of 11 ([transformers#26441](https://github.com/huggingface/transformers/pull/26441)).
 
 # %%
 record(start=first["0.02"].mean(), ln_v=np.log(V), loud=first["1"].mean())
@@ -263,6 +266,8 @@ print(f"a very large k knows nothing: ln 5 = {np.log(5):.2f}")
 
 # %% [markdown] lang="en"
 # ### Your turn: a bigram, from counts to its loss
+#
+# Count the pairs of one text, smooth by (0.14), and score another text by (0.2). Both texts are arrays of ids.
 
 # %%
 from lessons.checks.baselines import bigram  # exercise
@@ -352,17 +357,32 @@ def held_out_loss(q):
         return sum(shard.share * -np.log(q[pairs(shard.val.tokens)]).mean() for shard in shards)
 
 
+# %% [markdown] lang="en"
+# First the bigram alone, counted on more and more text. Without smoothing, one pair that is new is enough for an infinite loss. And a table of {{cells:,.0f}} numbers can learn a short text *by heart*: its loss on what it has counted is low, and on held-out text it is not. Only the second number says what was learned.
+
+# %%
 rows = lambda smoothed: smoothed / smoothed.sum(1, keepdims=True)
-everything = count(shard.train.tokens for shard in shards)
+for n in (300, 3000, 30_000, None):
+    counted = count(shard.train.tokens[:n] for shard in shards)
+    q = rows(counted + 0.01)
+    with np.errstate(all="ignore"):
+        unsmoothed = held_out_loss(np.nan_to_num(rows(counted)))
+    print(f"{counted.sum():>8,.0f} tokens counted: loss on them {-(counted * np.log(q)).sum() / counted.sum():.2f}, held out {held_out_loss(q):.2f}, without smoothing {unsmoothed:.2f}")
+few, everything = (count(shard.train.tokens[:n] for shard in shards) for n in (300, None))
+record(cells=V * V)
+claim("900 tokens are learned by heart: held out costs a nat more", held_out_loss(rows(few + 0.01)) > 1 - (few * np.log(rows(few + 0.01))).sum() / few.sum())
+
+# %% [markdown] lang="en"
+# Now all the rungs, on all the text, and the tiny LLaMA beside them.
+
+# %%
 one = np.tile(everything.sum(0) + 0.01, (V, 1))  # the same row for every token before
 tables = {"uniform": rows(np.ones((V, V))), "unigram": rows(one), "bigram": rows(everything + 0.01)}
 loss = {name: held_out_loss(q) for name, q in tables.items()}
+trained = lab.run({"tiny LLaMA": {"lr": 3e-2, "steps": 450}}, seeds=3, evaluations=15)["tiny LLaMA"]
+llama = trained.final + floor  # (seeds,)
 
 # %%
-steps = 450
-trained = lab.run({"tiny LLaMA": {"lr": 3e-2, "steps": steps}}, seeds=3, evaluations=15)["tiny LLaMA"]
-llama = trained.final + floor  # (seeds,)
-engine = NumpyEngine(config, params=trained.params[0], threads=1)
 bytes_per_token = sum(shard.share * shard.val.bytes / shard.val.scored for shard in shards)
 rungs = {**loss, "tiny LLaMA": llama.mean(), "floor": floor}
 print(f"{'':<11} nats/token  perplexity  bits/byte")
@@ -370,7 +390,7 @@ for name, L in rungs.items():
     print(f"{name:<11} {L:>10.3f}  {np.exp(L):>10.2f}  {L / np.log(2) / bytes_per_token:>9.2f}")
 
 # %% [markdown] lang="en"
-# And what does each of them *write*? We draw a text from every rung. From the uniform one come mostly single bytes, since 256 of the 400 entries are bytes. From the floor comes a document of the grammar itself.
+# `python -m minillama eval` prints the same columns for a model of your own. And what does each of them *write*? We draw a text from every rung. From the uniform one come mostly single bytes, since 256 of the 400 entries are bytes. From the floor comes a document of the grammar itself.
 
 # %%
 def draw(q, n, seed):
@@ -383,6 +403,7 @@ def draw(q, n, seed):
 
 spell = lambda ids: "".join(piece(i) for i in ids).replace("</s><s>", " / ").replace("▁", " ").strip()
 samples = {name: spell(draw(q, 99, 5)) for name, q in tables.items()}
+engine = NumpyEngine(config, params=trained.params[0], threads=1)
 samples["tiny LLaMA"] = tokenizer.decode(list(generate(engine, [tokenizer.bos_id], 63, tokenizer.eos_id, Sampling(seed=3))))
 samples["floor"] = corpus.document("stories", 1, 0).text
 for name, sample in samples.items():
@@ -409,7 +430,7 @@ axis.grid(visible=False)
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember the ladder.** Knowing which tokens are frequent brings the loss from {{uniform:.2f}} to {{unigram:.2f}}. Knowing one token back brings it to {{bigram:.2f}}: the words are right, the sentences wander. The tiny LLaMA, at {{llama:.2f}}, writes whole documents, and most of what is left above the floor of {{floor:.2f}} is remembering and adding.
+# **Remember the ladder.** Knowing which tokens are frequent brings the loss from {{uniform:.2f}} to {{unigram:.2f}}. Knowing one token back brings it to {{bigram:.2f}}: the words are right, the sentences wander. The tiny LLaMA, at {{llama:.2f}}, writes whole documents, in the right form. What is it still missing, above the floor of {{floor:.2f}}? The next section looks.
 
 # %%
 record(uniform=loss["uniform"], unigram=loss["unigram"], bigram=loss["bigram"], llama=llama.mean(), excess=trained.mean, bits=llama.mean() / np.log(2) / bytes_per_token)
@@ -430,6 +451,8 @@ begins = np.cumsum([0] + [len(piece(i)) for i in ids[1:-1]]) - 1  # where each t
 logits = nn.model_forward(ids[None, :-1], trained.params[0], config)[0][0].astype(np.float64)
 paid = {"bigram": -np.log2(tables["bigram"][ids[:-1], ids[1:]]),
         "tiny LLaMA": (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), ids[1:]]) / np.log(2)}
+
+# %%
 parts = reader.told
 ends = np.cumsum([len(part) for part, _ in parts])
 which_part = np.searchsorted(ends, np.maximum(begins, 0), side="right")
@@ -447,18 +470,19 @@ for (name, bits), colour, shift in zip(by_part.items(), lab.COLOURS, (-0.18, 0.1
 axis.set_xticks(places, [part.strip() for part, _ in parts], rotation=90, fontsize=7)
 axis.set(ylabel="bits paid", title="Where the grammar pays nothing, a model can still learn", xlim=(-0.7, len(parts) - 0.3), ylim=(0, 18.5))
 axis.grid(axis="x", visible=False)
+axis.set_yticks([0, 5, 10, 15])
 axis.legend(loc="upper right", ncols=3)
 plt.show()
 
 # %% [markdown] lang="en"
 # The grey bars are real choices: nobody can do better there, except by luck. Where grey is missing and a bar stands, something could have been known. The bigram pays almost everywhere. The tiny LLaMA pays nothing for the signs and the words between them. But it pays 3 bits for `So Eva`, as if the name were any of 8, and about 3 for many a digit that it could compute.
 #
-# Of the {{llama_known:.0f}} bits that it pays without need, {{llama_sums:.0f}} are for that name and for digits. All of it stands in the text before: **this is what attention is for**, and 450 steps did not yet teach it. (At the first two words, it also has to find out which source it reads.)
+# Nearly all of the {{llama_known:.0f}} bits that it pays without need are for that name and for digits. All of it stands in the text before: **this is what attention is for**, and 450 steps did not yet teach it. (At the first two words, it also has to find out which source it reads.)
 
 # %%
 needless = {name: np.where(truth == 0, bits, 0) for name, bits in by_part.items()}
 memory = np.array([part == "So Eva" or part.strip("+").isdigit() for part, _ in parts])
-record(llama_known=needless["tiny LLaMA"].sum(), llama_sums=needless["tiny LLaMA"][memory].sum())
+record(llama_known=needless["tiny LLaMA"].sum())
 claim("where there is no choice, the tiny LLaMA pays less than the bigram", needless["tiny LLaMA"].sum() < 0.75 * needless["bigram"].sum(), fast=False)
 claim("and nearly all of it for the name and for digits", needless["tiny LLaMA"][memory].sum() > 0.75 * needless["tiny LLaMA"].sum(), fast=False)
 claim("over the whole document, nobody is below the grammar", all(bits.sum() > truth.sum() for bits in by_part.values()))
@@ -481,10 +505,10 @@ def with_targets(change):
 accidents = {"right": with_targets(lambda a, b: (a, b)), "not shifted": with_targets(lambda a, b: (a, a)),
              "shifted twice": with_targets(lambda a, b: (a[:-1], b[1:])), "shuffled": with_targets(lambda a, b: (a, rng.permutation(b)))}
 for name, L in accidents.items():
-    print(f"{name:<14} {L:.3f}" + ("   below the floor!" if L < floor else ""))
+    print(f"{name:<14} {L:.3f}" + ("   below the floor!" if floor > L else ""))
 
 # %% [markdown] lang="en"
-# Not shifted: {{not_shifted:.3f}}, for the answer stands in the question. It has happened to large projects: a loss of 0.0000 and no error message ([KempnerForge#154](https://github.com/KempnerInstitute/KempnerForge/issues/154)). Shuffled: {{shuffled:.2f}}, the unigram's {{unigram:.2f}}, since the input tells nothing. Shifted twice ({{twice:.2f}}) is the quiet one: it looks like a model that learns slowly.
+# Not shifted: {{not_shifted:.3f}}, for the answer stands in the question. It has happened to real projects: a loss of 0.0000 and no error message ([KempnerForge#154](https://github.com/KempnerInstitute/KempnerForge/issues/154)). Shuffled: {{shuffled:.2f}}, near the unigram's {{unigram:.2f}}, since the input tells almost nothing. Shifted twice ({{twice:.2f}}) is the quiet one: it looks like a model that learns slowly.
 #
 # | you see | look for |
 # |---|---|
@@ -554,7 +578,7 @@ for name, other in (("characters", Tokenizer.train(train_texts, "chars")), ("pie
     print(f"{name:<11} {n_bytes / n:.2f} bytes/token   " + "   ".join(f"{rung} {L:.2f} nats/token = {b:.2f} bits/byte" for rung, (L, b) in cut[name].items()))
 
 # %% [markdown] lang="en"
-# In nats per token, the uniform guess over characters looks better than the one over pieces ({{char_uniform:.2f}} and {{piece_uniform:.2f}}). For each byte of text it pays {{times:.2f}} times as much. And the *perfect* model would have {{char_floor:.2f}} with one tokenizer and {{piece_floor:.2f}} with the other: for the same text, the same knowledge, the same {{floor_bits:.2f}} bits per byte. **Nats per token compare models of one tokenizer; bits per byte compare all.**
+# In nats per token, the uniform guess over characters looks better than the one over pieces ({{char_uniform:.2f}} and {{piece_uniform:.2f}}). For each byte of text it pays {{times:.2f}} times as much. And the *perfect* model would have {{char_floor:.2f}} with one tokenizer and {{piece_floor:.2f}} with the other: for the same text, the same knowledge, the same {{floor_bits:.2f}} bits per byte. **Nats per token, and perplexity with them, compare models of one tokenizer; bits per byte compare all.**
 
 # %%
 characters, pieces = cut["characters"], cut["pieces"]
@@ -568,7 +592,7 @@ claim("the floor is the same in bits per byte, and not in nats per token", abs(c
 #
 # ## The anchor in the paper
 #
-# LLaMA's vocabulary has 32,000 pieces (§2.1), so its training started near $\ln 32000 = 10.4$ nats per token. Figure 1 of the paper shows the training loss of all four sizes; read off by eye, they end between 1.5 and 1.9. How far is that above the floor? Nobody knows. Shannon had people guess English letter by letter in 1951, and estimated 0.6 to 1.3 bits per letter. Table 1 gives the shares of LLaMA's seven sources; ours are three, and their floors are known.
+# LLaMA's tokenizer (§2.1) has 32,000 pieces, so a fresh LLaMA is near $\ln 32000 = 10.4$ nats per token. Figure 1 of the paper shows the training loss of all four sizes; read off by eye, they end between 1.5 and 1.9. How far is that above the floor? Nobody knows. Shannon had people guess English letter by letter in 1951, and estimated 0.6 to 1.3 bits per letter. Table 1 gives the shares of LLaMA's seven sources; ours are three, and their floors are known.
 #
 # ## Three questions
 #

@@ -1,5 +1,6 @@
 """Right answers to the exercises of lesson 00, written in other ways than the solutions."""
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -51,10 +52,10 @@ def units_from_the_mean(nats, text):
 
 def bigram_loops(train, held_out, vocab_size, k):
     table = [[k] * vocab_size for _ in range(vocab_size)]
-    for a, b in zip(train, train[1:]):
+    for a, b in pairwise(train):
         table[a][b] += 1
     table = [[n / sum(row) for n in row] for row in table]
-    nats = [-math.log(table[a][b]) for a, b in zip(held_out, held_out[1:])]
+    nats = [-math.log(table[a][b]) for a, b in pairwise(held_out)]
     return table, sum(nats) / len(nats)
 
 
