@@ -71,7 +71,7 @@ def bigram_bincount(train, held_out, vocab_size, k):
     V = vocab_size
     smooth = np.bincount(train[:-1] * V + train[1:], minlength=V * V).reshape(V, V) + k
     table = (smooth.T / smooth.sum(1)).T
-    return table, float(np.mean([-np.log(table[a, b]) for a, b in zip(held_out[:-1], held_out[1:])]))
+    return table, float(np.mean([-np.log(table[a, b]) for a, b in pairwise(held_out)]))
 
 
 RIGHT = {
