@@ -100,9 +100,9 @@ with np.errstate(all="ignore"):
 print("(0.4), then minus z_y:  ", m + np.log(np.exp(z - m).sum()) - z[0])
 
 # %% [markdown] lang="en"
-# ### Your turn: the loss
+# ### Your turn: the surprise, from logits
 #
-# Write (0.3) with (0.4), and the mean of (0.2), for N tokens at once. If something is wrong, the check says what; `check(..., hint=True)` shows the line that was meant.
+# Write (0.3) with (0.4), for N tokens at once. If something is wrong, the check says what; `check(..., hint=True)` shows the line that was meant.
 
 # %%
 from lessons.checks.baselines import cross_entropy  # exercise

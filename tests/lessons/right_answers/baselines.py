@@ -12,24 +12,24 @@ def cross_entropy_loops(logits, targets):
     for row, target in zip(logits.tolist(), targets):
         top = max(row)
         nats.append(math.log(math.fsum(math.exp(z - top) for z in row)) + top - row[target])
-    return nats, sum(nats) / len(nats)
+    return nats
 
 
 def cross_entropy_log_softmax(logits, targets):
     shifted = logits - logits.max(1, keepdims=True)
     log_q = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     nats = -np.take_along_axis(log_q, targets[:, None], 1)[:, 0]
-    return nats, nats.sum() / len(nats)
+    return nats
 
 
 def cross_entropy_logaddexp(logits, targets):
     nats = np.logaddexp.reduce(logits, -1) - (logits * np.eye(logits.shape[1])[targets]).sum(-1)
-    return nats, np.average(nats)
+    return nats
 
 
 def cross_entropy_op(logits, targets):
     nats = np.array([nn.cross_entropy_forward(logits[None, t:t + 1], targets[None, t:t + 1])[0] for t in range(len(targets))])
-    return nats, nn.cross_entropy_forward(logits[None], targets[None])[0]
+    return np.array(nats)
 
 
 def units_loops(nats, text):
