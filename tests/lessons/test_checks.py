@@ -214,6 +214,7 @@ def wrong(result):
     (lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()), "KeyboardInterrupt"),
     (wrong(lambda out: out.astype(np.float32)), "float32, and must be float64"),
     (wrong(lambda out: out + 0j), "complex"),
+    (wrong(lambda out: out > 0), "and must be"),                 # booleans, which NumPy does not subtract
     (wrong(lambda out: np.swapaxes(out, 0, 1)), "has shape (5, 2, 7), and must have (2, 5, 7)"),
     (wrong(lambda out: out[..., None]), "the numbers are right"),
     (wrong(lambda out: out[..., ::-1]), "its last axis is reversed"),
