@@ -49,7 +49,8 @@ def test_every_exercise_is_in_its_lesson(number):
 def test_a_lesson_is_whole(number):
     """Question, question marks at the end, what does not show, the paper, the way on; pictures and claims; no cell too long."""
     text = markdown(number)
-    for part in ("**Question.**", "does not show at this scale", "The anchor in the paper", "## Three questions", "<details><summary>Answers</summary>", "**The way on:**"):
+    for part in ("**Question.**", "does not show at this scale", "The anchor in the paper", "## Three questions",
+                 "<details><summary>Answers</summary>", "**The way on:**"):
         assert part in text, part
     solved = nbformat.read(build.paths(SOURCES[number])[0], as_version=4)
     pictures = [o for cell in solved.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
