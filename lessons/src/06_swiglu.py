@@ -225,7 +225,7 @@ for D in (32, 4096):
     gate, up = 0.02 * D**0.5 * rng.standard_normal((2, 100_000))
     rms = lambda a: float(np.sqrt((a * a).mean()))
     sizes[D] = rms(nn.swiglu_forward(gate, up)[0]), rms(museum_06.relu_forward(gate, up)[0])
-    print(f"D = {D:>4}: SwiGLU's h has rms {sizes[D][0]:.4f}, ReLU's {sizes[D][1]:.4f}: {sizes[D][1] / sizes[D][0]:.1f} times larger")
+    print(f"D = {D:>4}: SwiGLU's h has rms {sizes[D][0]:.4f}, ReLU's {sizes[D][1]:.4f}, {sizes[D][1] / sizes[D][0]:.1f} times as large")
 record(quieter=sizes[32][1] / sizes[32][0], at_scale=sizes[4096][1] / sizes[4096][0])
 claim("at D = 32 SwiGLU starts more than five times quieter, at 4096 less than twice", sizes[32][1] > 5 * sizes[32][0] and sizes[4096][1] < 2 * sizes[4096][0])
 
@@ -319,7 +319,7 @@ claim("a gradient check sees it at once", not report.passed)
 # %% [markdown] lang="en"
 # A gated feed-forward is forgiving: with w1 fixed at random, w3 and w2 still learn to use it. That is a reason to check gradients, not a reason to be careless. [08 · Eleven wrong gradients](08_wrong_gradients.ipynb) has the rest of the museum.
 #
-# **What does not show at this scale.** That SwiGLU is better. Shazeer measured it in a T5 of 220 million parameters: after 65,536 steps, held-out log-perplexity 1.944 for SwiGLU and 1.997 for ReLU, where repeated runs scatter by 0.01 or less (his Table 1). A gain of 0.05 is smaller than the scatter of our seeds, {{spread:.2f}}. Nor does the paper say why: it has no explanation to offer. At $D = 32$ the start matters more: from 0.02, SwiGLU's $h$ is {{quieter:.0f}} times smaller than ReLU's; at $D = 4096$, {{at_scale:.1f}} times.
+# **What does not show at this scale.** That SwiGLU is better. Shazeer measured it in a T5 of 220 million parameters: after 65,536 steps, held-out log-perplexity 1.944 for SwiGLU and 1.997 for ReLU, where repeated runs scatter by 0.01 or less (his Table 1). A gain of 0.05 is smaller than the scatter of our seeds, {{spread:.2f}}. Nor does the paper say why: it has no explanation to offer. At $D = 32$ the start matters more: from 0.02, SwiGLU's $h$ is {{quieter:.0f}} times smaller than ReLU's; at $D = 4096$ the two are about as large as each other (ReLU's is {{at_scale:.1f}} times SwiGLU's).
 #
 # ## The anchor in the paper
 #
