@@ -331,4 +331,12 @@ claim("a gradient check sees it at once", not report.passed)
 # 2. A channel's gate is at $-6$ for every token. Which gradients can still move it?
 # 3. A colleague replaces ReLU by SwiGLU, keeps the width $4D$, and reports a gain. What do you ask?
 #
+# <details><summary>Answers</summary>
+#
+# 1. $1\cdot s$ comes from $g$ as a factor, $g\,s(1-s)$ from $s$ as a switch that opens with $g$. "silu' = s" forgets the switch, as if $s$ did not depend on $g$.
+# 2. At $-6$, $\mathrm{silu}$ and its slope are both near zero ($-0.015$ and $-0.012$): $dup = dh\odot\mathrm{silu}(g)$ and $dgate = dh\odot up\odot\mathrm{silu}'(g)$ are small, but not zero as behind a ReLU. AdamW divides by their size, so the gate can come back.
+# 3. A width of $4D$ and three matrices are half as many parameters again as ReLU's two. At equal parameters the width is $\frac83 D$: does the gain remain? Then: how many seeds, and was the learning rate chosen for each?
+#
+# </details>
+#
 # **The way on:** [07 · The model](07_llama.ipynb), where this feed-forward, attention and two norms become a block.
