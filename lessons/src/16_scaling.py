@@ -1,0 +1,2 @@
+# %% [markdown] lang="en"
+# # 16
