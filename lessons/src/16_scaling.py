@@ -125,7 +125,7 @@ record(floor=floor, epochs=tokens(STEPS) / len(sums.train.tokens), longest=token
 # %% [markdown] lang="en"
 # {{read:.0f}} thousand tokens are {{epochs:.2f}} epochs: on average, nothing is read twice. A whole addition fits into the context of 72, so the floor can be reached. All sizes read equally many tokens.
 #
-# And each has **its own learning rate**. They were found before, in a sweep of one seed; the one in bold is used:
+# And each has **its own learning rate**. They were found when this lesson was written, in a sweep of one seed; the one in bold is used:
 #
 # | width | excess at the rates tried |
 # |---|---|
@@ -135,7 +135,7 @@ record(floor=floor, epochs=tokens(STEPS) / len(sums.train.tokens), longest=token
 # | 36 | **0.01**: 0.07 · 0.02: 0.12 |
 # | 64 | 0.01: 0.12 · **0.02**: 0.07 |
 #
-# For 36 and 64, as you will see below, the seeds differ as much as the rates do: one seed cannot decide there. Three for every rate would be better, and would take this lesson ten minutes.
+# For 36 and 64, as you will see below, the seeds differ as much as the rates do: one seed cannot decide there. Three for every rate would be better, and would take several times as long.
 
 # %%
 five = lab.run({f"width {dim}": arm(dim) for dim in RATES}, seeds=SEEDS, steps=STEPS, evaluations=1)
@@ -208,15 +208,15 @@ right.axhspan(min(without), max(without), color=orange, alpha=0.15, linewidth=0)
 right.axhline(E3, color=orange, linewidth=1, linestyle=":")
 right.axhline(floor, color=blue, linewidth=1)
 right.annotate("the exact floor", (9e5, floor), xytext=(0, 4), textcoords="offset points", ha="right", color=blue)
-right.annotate("the fitted floor", (9e5, E3), xytext=(0, 5), textcoords="offset points", ha="right", color=orange)
+right.annotate("the fitted floor", (9e5, E3), xytext=(0, 11), textcoords="offset points", ha="right", color=orange)
 right.set(ylabel="loss (nats/token)", ylim=(floor - 0.02, None), title="The fit finds another floor")
 left.legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember the two horizontal lines.** The three numbers follow the points well, better than the two. And the floor that they find is {{off:.2f}} nats/token too high, {{off_share:.0%}} of the true one. Leaving one model out moves it within {{low:.2f}} to {{high:.2f}} above the true one (the orange band): it looks safe, and the truth is outside. Leave-one-out tells how steady an answer is, not whether it is right. A single seed says {{alone_low:.2f}} to {{alone_high:.2f}} above: too high each time.
+# **Remember the two horizontal lines.** The three numbers follow the points well, better than the two. And the floor that they find is {{off:.2f}} nats/token too high, {{off_share:.0%}} of the true one. Without one of the models it is {{low:.2f}} to {{high:.2f}} too high (the orange band): it looks steady, and the truth is far outside. Leave-one-out tells how steady an answer is, not whether it is right. The three seeds, each by itself, are {{alone_low:.2f}} to {{alone_high:.2f}} too high.
 #
-# The exponents tell the same story: {{a2:.2f}} with the floor known, {{a3:.1f}} without. All the curve that the points have went into $E$.
+# The exponents tell the same story: {{a2:.2f}} with the floor known, {{a3:.1f}} without. All of the bend went into $E$.
 
 # %%
 record(off=E3 - floor, off_share=(E3 - floor) / floor, low=min(without) - floor, high=max(without) - floor, alone_low=min(alone) - floor, alone_high=max(alone) - floor, a2=a2, a3=a3)
@@ -256,7 +256,7 @@ wrong[1] = floor + untuned["width 12, lr 0.01"].mean
 print(f"with this one point wrong, floor known: a = {scaling.power_law(sizes, wrong, floor)[1]:.2f}; floor fitted: E = {scaling.fit_floor(sizes, wrong, guesses)[1]:.3f}")
 
 # %% [markdown] lang="en"
-# {{untuned:.3f}} in place of {{tuned:.3f}}: on the way from width 12 to width 8, as much is lost by taking away {{lost:.0%}} of the parameters. "One rate for all, to be fair" is not fair. It favours the size whose rate it is, and that tilts the line.
+# {{untuned:.3f}} in place of {{tuned:.3f}}: a tuned model with {{lost:.0%}} fewer parameters would do as well. "One rate for all, to be fair" is not fair. It favours the size whose rate it is, and that tilts the line.
 
 # %%
 tuned, cold = five["width 12"].mean, untuned["width 12, lr 0.01"].mean
@@ -306,12 +306,12 @@ right.legend(loc="upper right", fontsize=8)
 plt.show()
 
 # %% [markdown] lang="en"
-# The small model, with twice the tokens, ends at {{long:.3f}}. That is **below the floor** which the fit of section 5 had found for models of any size, in all three seeds, and below the big model, at {{flops_share:.0%}} of its arithmetic. At equal and few tokens, the two sizes are alike: there is nothing to gain from parameters that have not been taught.
+# The small model, with twice the tokens, ends at {{long:.3f}}. That is **below the floor** which the fit of section 5 had found for models of any size, in all three seeds, and below the mean of the big model, at {{flops_share:.0%}} of its arithmetic. At equal and few tokens, the two sizes are alike: there is nothing to gain from parameters that have not been taught. Of the six single runs of width 36 and 64, {{below:.0f}} were below that floor already. A mean of three hid it.
 
 # %%
 cost = lambda dim, steps: tokens(steps) * plan.flops_per_token(lab.configs(arm(dim))[0], BASE["seq_len"])
 longer, bigger = runs[SMALL, 2 * STEPS], runs[BIG, STEPS]
-record(long=longer.mean(), flops_share=cost(SMALL, 2 * STEPS) / cost(BIG, STEPS))
+record(below=(excess[3:] < E3 - floor).sum(), big_low=excess[3:].min(), big_high=excess[3:].max(), long=longer.mean(), flops_share=cost(SMALL, 2 * STEPS) / cost(BIG, STEPS))
 claim("trained twice as long, the small model is below the fitted floor at every seed", longer.max() + 0.01 < E3 - floor, fast=False)
 claim("and below the mean of the big one, for less than half of its arithmetic", longer.max() + 0.01 < bigger.mean() and cost(SMALL, 2 * STEPS) < 0.5 * cost(BIG, STEPS), fast=False)
 claim("with a third of the tokens both sizes are worse by far, at every seed", min(runs[d, STEPS // 3].min() for d in (SMALL, BIG)) > runs[SMALL, STEPS].max() + 0.05, fast=False)
@@ -336,7 +336,7 @@ print(f"excess = {A:.3g} / N^{a:.2f} + {B:.3g} / D^{b:.2f}, relative error {erro
 record(tail=tail, ab=a, bb=b, error=100 * error)
 
 # %% [markdown] lang="en"
-# The third term at the tokens of section 3 is {{tail:.2f}}, and the fitted floor there was {{off:.2f}} too high: that is where it came from. Do not carry these exponents anywhere. Eight points, four numbers, two sizes of reading more: the law describes them within {{error:.0f}} percent, and promises nothing.
+# The third term at the tokens of section 3 is {{tail:.2f}}, and the fitted floor there was {{off:.2f}} too high. So this is where it came from, as far as eight points can tell. Do not carry these exponents anywhere. Eight points, four numbers, three lengths of reading: the law describes them within {{error:.0f}} percent, and promises nothing.
 
 # %% [markdown] lang="en"
 # ## 8 · The best split of a budget
@@ -421,7 +421,7 @@ claim("LLaMA-7B is smaller than what either fit calls best for its budget", seve
 # %% [markdown] lang="en"
 # By this fit, a 13B model would have the same loss after {{D_big:.0f}} billion tokens, and its training would cost {{saved:.0%}} less. But after {{I:.1f}} trillion tokens of use the 7B has paid for itself, and it fits on a smaller machine. These are numbers of a fitted law, not measurements. The logic does not depend on them.
 #
-# **What does not show at this scale.** Five sizes within a factor of nineteen, up to 152 thousand parameters: this processor affords no million in two minutes. That the line is straight over many decades, as Kaplan et al. report, is not seen here. Our excess also does not fall evenly. It rests near 0.1, then falls, as a skill such as the carry is learned; a sum of many skills on real text may be smoother. The rates were tuned with one seed and for one length of training. A repeated text, whose tokens are worth less each time, is another law again.
+# **What does not show at this scale.** Five sizes within a factor of nineteen, up to 152 thousand parameters: this processor affords no million in two minutes. That the line is straight over many decades, as Kaplan et al. report, is not seen here. Nor does our excess fall evenly: the seeds of the two largest lie between {{big_low:.2f}} and {{big_high:.2f}}, as if some had made a step that others had not. What is learned in that step is not measured here; on real text, many such steps may add up to something smoother. The rates were tuned with one seed and for one length of training. A repeated text, whose tokens are worth less each time, is another law again.
 #
 # ## The anchor in the paper
 #
