@@ -5,7 +5,7 @@
 #
 # After this lesson you can fit $L(N) = E + A/N^a$ with and without knowing $E$, count the arithmetic of a training, find the best split of a budget, and say what a fitted floor is worth.
 #
-# *Needs:* [00 · Baselines](00_baselines.ipynb), [11 · Schedules](11_schedules.ipynb), [12 · Data](12_data.ipynb). *Paper:* LLaMA §1; Kaplan et al. 2020 (arXiv:2001.08361), §2.1; Hoffmann et al. 2022 (arXiv:2203.15556), §3.3. *Code:* [`minillama/report/plan.py`](../minillama/report/plan.py). *Time:* 40 minutes to read and solve, two minutes to run.
+# *Needs:* [00 · Baselines](00_baselines.ipynb), [11 · Schedules](11_schedules.ipynb), [12 · Data](12_data.ipynb). *Paper:* LLaMA §1; Kaplan et al. 2020 (arXiv:2001.08361), §2.1; Hoffmann et al. 2022 (arXiv:2203.15556), §3.3. *Code:* [`minillama/report/plan.py`](../minillama/report/plan.py). *Time:* 40 minutes to read and solve, two to three minutes to run.
 
 # %%
 import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or lessons/exercises/
@@ -138,7 +138,11 @@ record(floor=floor, epochs=tokens(STEPS) / len(sums.train.tokens), longest=token
 # For 64, as you will see below, the seeds differ more than the two best rates do: there the choice is a weak one.
 
 # %%
-five = lab.run({f"width {dim}": arm(dim) for dim in RATES}, seeds=SEEDS, steps=STEPS, evaluations=1)
+train = lambda dims, steps=STEPS: lab.run({f"width {dim}": arm(dim) for dim in dims}, seeds=SEEDS, steps=steps, evaluations=1)
+five = train([8, 12, 20])
+
+# %%
+five |= train([36, 64])  # the longest wait of this lesson
 sizes = np.array([count_params(lab.configs(arm(dim))[0]) for dim in RATES])
 excess = np.array([result.final for result in five.values()])  # (5, seeds)
 losses = floor + excess.mean(1)
@@ -282,7 +286,7 @@ claim("at the rate of width 36, width 20 is worse at every seed", untuned["width
 SMALL, BIG = 20, 64
 runs = {(dim, STEPS): five[f"width {dim}"].final for dim in (SMALL, BIG)}
 for steps, dims in ((STEPS // 3, (SMALL, BIG)), (2 * STEPS, (SMALL,))):
-    results = lab.run({f"width {dim}": arm(dim) for dim in dims}, seeds=SEEDS, steps=steps, evaluations=1)
+    results = train(dims, steps)
     runs |= {(dim, steps): results[f"width {dim}"].final for dim in dims}
 runs = dict(sorted(runs.items()))
 for (dim, steps), final in runs.items():
