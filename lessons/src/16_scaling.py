@@ -220,7 +220,7 @@ left.legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember the two horizontal lines.** The three numbers follow the points well, better than the two. And the floor that they find is {{off:.2f}} nats/token too high, {{off_share:.0%}} of the true one. Without one of the models it is still {{low:.3f}} to {{high:.3f}} too high: it looks steady, and the truth is far outside. Leave-one-out tells how much an answer depends on one point, not whether it is right.
+# **Remember the two horizontal lines.** The three numbers follow the points well, better than the two. And the floor that they find is {{off:.2f}} nats/token too high, {{off_share:.0%}} of the true one. Without one of the models it is still {{low:.3f}} to {{high:.3f}} too high (the orange band): it looks steady, and the truth is far outside. Leave-one-out tells how much an answer depends on one point, not whether it is right.
 #
 # The seeds are more honest. Each by itself is off by {{alone_low:+.2f}} to {{alone_high:+.2f}} (the triangles). Had you trained every size once, as one must where a run is expensive, your $E$ would be one of these three. The lowest is even below the entropy, which no model can reach.
 #
