@@ -199,9 +199,9 @@ record(best32=best[np.float32], low32=mean[np.float32].min())
 at = lambda dtype, h: errors[dtype][:, np.abs(np.log10(steps / h)).argmin()]
 claim("in float64, h = 1e-5 is good to 1e-8 on every draw", at(np.float64, 1e-5).max() < 1e-8)
 claim("in float32 no step at all is good to 1e-5", errors[np.float32].min() > 1e-5)
-right, left = at(np.float64, 1e-1) / at(np.float64, 1e-2), at(np.float64, 1e-10) / at(np.float64, 1e-8)
-claim("right of the lowest point the error grows like h²", (np.abs(right / 100 - 1) < 0.2).all())
-claim("left of it, it falls like 1/h", (np.abs(np.log10(left) - 2) < 0.5).all())
+right_side, left_side = at(np.float64, 1e-1) / at(np.float64, 1e-2), at(np.float64, 1e-10) / at(np.float64, 1e-8)
+claim("right of the lowest point the error grows like h²", (np.abs(right_side / 100 - 1) < 0.2).all())
+claim("left of it, it falls like 1/h", (np.abs(np.log10(left_side) - 2) < 0.5).all())
 
 # %% [markdown] lang="en"
 # Does (2.10) give this step? By (2.6), $L'$ is $(p - [v = y_t])/N$. One logit changes its own probability by $p' = p\,(1-p)$. Differentiate this once more: $L''' = p\,(1-p)(1-2p)/N$. That is small, and so the best step is larger than with everything near 1:
