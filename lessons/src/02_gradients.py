@@ -20,7 +20,7 @@ from minillama.nn.gradcheck import gradcheck
 # %% [markdown] lang="en"
 # ## 1 · What a backward pass is asked
 #
-# In this course `dname` always means *dLoss/d(name)*. A backward pass is given `dout`: how much the loss changes with each output. It answers how much the loss changes with each input. It never needs to know the rest of the model.
+# In this course `dname` always means *dLoss/d(name)*. A backward pass is given `dout`: how much the loss changes with each output. It returns how much the loss changes with each input. It never needs to know the rest of the model.
 #
 # A linear layer makes output $o$ of token $t$ from all inputs $i$. $W$ has one row for each output:
 #
@@ -54,11 +54,11 @@ print("(2.2) dx =", dx[0], "\n(2.3) dW =", dW.tolist())
 
 # %%
 step = 1e-6
-print("nudge x_0:", ((nn.linear_forward(x + [step, 0], W)[0] - y) * dy).sum() / step)
-print("nudge W_10:", ((nn.linear_forward(x, W + [[0, 0], [step, 0]])[0] - y) * dy).sum() / step)
+print("change for x_0: ", ((nn.linear_forward(x + [step, 0], W)[0] - y) * dy).sum() / step)
+print("change for W_10:", ((nn.linear_forward(x, W + [[0, 0], [step, 0]])[0] - y) * dy).sum() / step)
 
 # %% [markdown] lang="en"
-# **The rule behind both:** where forward uses a value several times, backward adds up. A weight that all tokens share, a vector that goes two ways, a row of the embedding that is read twice: always a sum. Forgetting such a sum is one of the most common mistakes.
+# **The rule behind both:** where forward uses a value several times, backward adds up. A weight that all tokens share, a vector that goes two ways, a row of the embedding that is read twice: always a sum. Forgetting such a sum is a common mistake.
 #
 # ### Your turn: a linear layer, for a batch
 #
@@ -93,6 +93,8 @@ loss, cache = nn.cross_entropy_forward(z, target)
 print(f"(2.4) L = {loss:.3f}   (2.6) dz = {nn.cross_entropy_backward(1.0, cache)[0, 0]}")
 log_sum = lambda z: np.log(np.exp(z).sum())
 print("(2.5) is off by", abs((log_sum(z + [[0, 1e-6]]) - log_sum(z - [[0, 1e-6]])) / 2e-6 - 0.75))
+
+# %%
 many, targets = np.random.default_rng(0).standard_normal((1, 6, 5)), np.array([[1, 4, 4, 0, 2, 1]])
 dz = nn.cross_entropy_backward(1.0, nn.cross_entropy_forward(many, targets)[1])
 print("rows of (2.6) sum to", np.abs(dz.sum(-1)).max())
@@ -189,7 +191,7 @@ axis.legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember this U.** In float64 the best step is near {{best64:.0e}}, with an error of {{low64:.0e}}. In float32 the best is {{best32:.0e}}, and its error of {{low32:.0e}} could hide a small mistake. That is why every check here is in float64. Left of the lowest point the error falls like $\epsilon/h$, right of it it grows like $h^2$, as (2.9) says. Where the float32 line is flat, the step is lost in the rounding of the loss: the measured slope is 0, and that is an error of 1.
+# **Remember this U.** In float64 the best step is near {{best64:.0e}}, with an error of {{low64:.0e}}. In float32 the best is {{best32:.0e}}, and its error of {{low32:.0e}} could hide a small mistake. That is why every check here is in float64. Left of the lowest point the error falls like $\epsilon/h$, and right of it the error grows like $h^2$, as (2.9) says. Where the float32 line is flat, the step is lost in the rounding of the loss: the measured slope is 0, and that is an error of 1.
 
 # %%
 mean = {dtype: found.mean(0) for dtype, found in errors.items()}
