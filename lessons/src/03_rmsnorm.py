@@ -82,7 +82,7 @@ n0 = token / rms_of_token()
 print("(3.4) is off by", np.abs(n0 / D - numerical_gradient(rms_of_token, token)).max())
 
 # %% [markdown] lang="en"
-# Now $n_j = x_j / \mathrm{rms}$ is a quotient. With $x_i$, its numerator $x_j$ changes only if $i = j$ (so we write $\delta_{ij}$, which is 1 for $i = j$ and else 0). Its denominator always changes, by (3.4). The quotient rule gives
+# Now $n_j = x_j / \mathrm{rms}$ is a quotient. When $x_i$ changes, the numerator $x_j$ changes only if $i = j$: its derivative is $\delta_{ij}$, which is 1 for $i = j$ and else 0. The denominator always changes, by (3.4). The quotient rule gives the derivative of every $n_j$ by every $x_i$; together they are the **Jacobian**:
 #
 # $$\frac{\partial n_j}{\partial x_i} = \frac{\delta_{ij}}{\mathrm{rms}} - \frac{x_j}{\mathrm{rms}^2}\cdot\frac{n_i}{D} = \frac{1}{\mathrm{rms}}\Bigl(\delta_{ij} - \frac{n_i n_j}{D}\Bigr) \tag{3.5}$$
 
