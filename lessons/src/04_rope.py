@@ -71,7 +71,7 @@ clock_face([0, 1, 10, 100]).set_title("Every position is a set of clock hands (g
 plt.show()
 
 # %% [markdown] lang="en"
-# The fast hands tell neighbours apart, the slow ones tell near from far. In a running notebook, the next cell has a slider: move it by one, then by a hundred, and watch which hands answer.
+# The fast hands tell neighbours apart, the slow ones tell near from far. In a running notebook, the next cell has a slider: move it by one, then by a hundred, and watch which hands turn.
 
 # %%
 import ipywidgets
@@ -121,7 +121,7 @@ from lessons.checks.rope import rope_forward  # exercise
 check("04.rope_forward", rope_forward)
 
 # %% [markdown] lang="en"
-# ## 4 · Why a score knows the distance, and no other position
+# ## 4 · Why the positions enter a score by their distance alone
 #
 # Call the matrix of (4.2) $R_\alpha$. Its transpose has $-s$ for $s$, which is the turn by $-\alpha$. And two turns in a row add their angles. So, for the query's angle $\alpha$ and the key's angle $\beta$:
 #
@@ -206,7 +206,7 @@ check("04.rope_backward", rope_backward)
 # %% [markdown] lang="en"
 # ## 6 · Two layouts, one permutation
 #
-# Meta's code pairs neighbours: (0,1), (2,3), … Hugging Face's code pairs channel $j$ with channel $j + D_h/2$, called *rotate-half*. Both are RoPE. Let $P$ put the first channels of all pairs in front, then the second ones. Then
+# Meta's code pairs neighbours: (0,1), (2,3), … Hugging Face's code pairs channel $j$ with channel $j + D_h/2$, called *rotate-half*. Both are RoPE. Let $P$ be the reordering that puts the first channels of all pairs in front, and then the second ones. Then
 #
 # $$\mathrm{rotate\_half}(P x) = P\,\mathrm{rope}(x) \tag{4.7}$$
 #
@@ -317,7 +317,7 @@ claim("nor does θ = 100 make it worse", theta100.mean() < rope.mean() + 0.08, f
 #
 # 1. Positions enter the model in RoPE alone, and by (4.5) a score depends on $n - m$. A shift by 7 changes no difference, so it changes nothing.
 # 2. For every op whose transpose is its inverse: reordering, as in (4.8), and splitting into heads and joining them. Not for a linear layer: $W^\top$ is not the inverse of $W$ in general.
-# 3. $W_q$ and $W_k$ of every layer: is the order of their rows that of the code that reads them? Compare the logits of both programs on one text. With the wrong layout they agree at the first token, which sees itself only, and differ from the second on. After (4.8) they agree everywhere.
+# 3. $W_q$ and $W_k$ of every layer: are their rows in the order that the new code expects? Compare the logits of both programs on one text. With the wrong layout they agree at the first token, which sees itself only, and differ from the second on. After (4.8) they agree everywhere.
 #
 # </details>
 #
