@@ -82,7 +82,7 @@ from lessons.checks.attention import attention_forward  # exercise
 check("05.attention_forward", attention_forward)
 
 # %% [markdown] lang="en"
-# ## 3 · Is it causal? Ask it
+# ## 3 · Is it causal? Test it
 #
 # Change one token, and see which outputs change. In a causal model, token $j$ may change output $i$ only where $j \le i$: a lower triangle. You need no formula for this, and you need not trust anybody. Below, a whole model with random weights, and the same model with two other masks.
 
@@ -118,7 +118,7 @@ for axis, (name, moved) in zip(axes, maps.items()):
     axis.set(title=name, xlabel="token j that is changed", xticks=[0, 5, 10])
     axis.grid(False)
 axes[0].set(ylabel="output i that changes", yticks=[0, 5, 10])
-fig.colorbar(image, ax=axes, shrink=0.8, label="log10 of the change")
+fig.colorbar(image, ax=axes, shrink=0.8, label="log10, largest change of a logit")
 plt.show()
 
 # %% [markdown] lang="en"
@@ -151,7 +151,7 @@ print("(5.6) is off by", np.abs(dp - numerical_gradient(product, p)).max())
 # %% [markdown] lang="en"
 # ## 5 · Backward, through the softmax
 #
-# In one row, $p_j = e^{s_j}/Z$ with $Z = \sum_l e^{s_l}$. A score $s_l$ stands in its own numerator, and in $Z$, which divides *every* probability of the row. By the quotient rule, with $\delta_{jl} = 1$ for $j = l$ and else 0:
+# In one row, $p_j = e^{s_j}/Z$ with $Z = \sum_l e^{s_l}$. A score $s_l$ stands in its own numerator, and in $Z$, which divides *every* probability of the row. The quotient rule gives the derivative of every $p_j$ by every $s_l$, the **Jacobian** of the softmax. With $\delta_{jl} = 1$ for $j = l$ and else 0:
 #
 # $$\frac{\partial p_j}{\partial s_l} = \frac{\delta_{jl}\, e^{s_j}}{Z} - \frac{e^{s_j} e^{s_l}}{Z^2} = p_j\,(\delta_{jl} - p_l)\tag{5.7}$$
 #
