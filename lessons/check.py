@@ -231,7 +231,7 @@ def judge(exercise, attempt):
     verdict = diagnose(exercise, parts[:2])._replace(notes=notes)
     if changed:
         verdict.problems.append(changed)
-    elif not all(_equal(a, b, exercise.same) for a, b in zip(parts[0], parts[2])):
+    elif not all(_equal(a.astype(float), b.astype(float), exercise.same) for a, b in zip(parts[0], parts[2])):
         verdict.problems.append("It answers differently the second time, with the same arguments: does it keep something between calls?")
     return verdict
 

@@ -613,7 +613,7 @@ claim("the floor is the same in bits per byte, and not in nats per token", abs(c
 #
 # ## The anchor in the paper
 #
-# LLaMA's tokenizer (§2.1) has 32,000 pieces, so a fresh LLaMA is near $\ln 32000 = 10.4$ nats per token. Figure 1 of the paper shows the training loss of all four sizes; read off by eye, they end between 1.5 and 1.9. How far is that above the floor? Nobody knows. Shannon had people guess English letter by letter in 1951, and estimated 0.6 to 1.3 bits per letter. Table 1 gives the shares of LLaMA's seven sources; ours are three, and their floors are known.
+# LLaMA's tokenizer (§2.1) has 32,000 pieces, so a fresh LLaMA is near $\ln 32000 = 10.4$ nats per token. Figure 1 of the paper shows the training loss of all four sizes, still falling at the end. How far is that above the floor? Nobody knows. Shannon had people guess English letter by letter in 1951, and estimated 0.6 to 1.3 bits per letter. Table 1 gives the shares of LLaMA's seven sources; ours are three, and their floors are known.
 #
 # ## Three questions
 #

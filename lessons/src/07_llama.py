@@ -546,4 +546,12 @@ claim("in two layers the parallel block is worse at every seed", null["parallel,
 # 2. In a table of errors, everything up to `wq` of the last layer is right, and its `attention_norm` is wrong. Which line do you look at?
 # 3. You make a model twice as wide and keep its depth. By what factor do its parameters grow, and by what factor the arithmetic per token?
 #
+# <details><summary>Answers</summary>
+#
+# 1. $dm$ adds the ways through `w1` and `w3` (fork at $m$); $dh$ adds the skip and the feed-forward branch (at $h$); $dn$ adds the ways through `wq`, `wk` and `wv` (at $n$, two plus signs); $dx$ adds the skip and the attention branch (at $x$).
+# 2. The line that makes $dn$ from the gradients of $q$, $k$ and $v$: all that is computed before it is right, and `attention_norm` is the first tensor behind it. One of the three ways is missing, or overwritten.
+# 3. The matrices of the layers are $D$ by $D$ or $D$ by $\tfrac83 D$, so they grow 4 times; the embedding and the output head only 2 times. Arithmetic is $6N$ and so grows nearly 4 times, but for attention's own $12\,L\,D\,T$, which doubles.
+#
+# </details>
+#
 # **The way on:** [08 · Eleven wrong gradients](08_wrong_gradients.ipynb): you have seen four mistakes that train. There are more.

@@ -392,4 +392,12 @@ else:
 # 2. Two micro-batches score 10 and 30 tokens, and their mean losses are 2 and 1. What is the loss of the step, and what does the mean of means say?
 # 3. Why can the cache keep the keys *after* RoPE has rotated them, although the query's position grows with every token?
 #
+# <details><summary>Answers</summary>
+#
+# 1. At least $e^{-2} = 13.5$ %. Documents twice as long cost twice the excess: 4 nats, and $e^{-4} = 1.8$ %.
+# 2. $(10\cdot2 + 30\cdot1)/40 = 1.25$. The mean of means says 1.5.
+# 3. Each key is rotated by its *own* position, which does not change; the query by its own. In the score only the difference of the two is left (lesson 04), so a kept key is right for every later query.
+#
+# </details>
+#
 # **The way on:** [14 · A pre-trained model](14_pretrained.ipynb), another task for this one; [15 · The same math on the GPU](15_gpu.ipynb), how to train a larger one.

@@ -604,4 +604,12 @@ else:
 # 2. A test in the interpreter is green, and on the GPU the result changes from run to run. What is it, and why was the test green?
 # 3. An error of $3\cdot10^{-4}$: in which format is it a bug, and in which is it fine?
 #
+# <details><summary>Answers</summary>
+#
+# 1. The mask. 96 is no power of two, so a block of 128 has 32 lanes behind the row's end: are they masked in the load with a neutral value, left out of the store, and not counted in the mean?
+# 2. A race: several programs write to the same place, and the last one wins, or they read before the others have written. The interpreter runs one program after the other, so there is no race to see.
+# 3. If it is relative: in float32, whose rounding is $6\cdot10^{-8}$, it is a bug. In float16 one rounding may cost $4.9\cdot10^{-4}$, so it is fine; in bfloat16, with $3.9\cdot10^{-3}$, it is better than the format can promise.
+#
+# </details>
+#
 # **The way on:** [16 · A scaling law whose floor is known](16_scaling.ipynb): what all this speed is spent on.

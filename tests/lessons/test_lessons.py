@@ -49,12 +49,15 @@ def test_every_exercise_is_in_its_lesson(number):
 def test_a_lesson_is_whole(number):
     """Question, question marks at the end, what does not show, the paper, the way on; pictures and claims; no cell too long."""
     text = markdown(number)
-    for part in ("**Question.**", "does not show at this scale", "The anchor in the paper", "## Three questions", "**The way on:**"):
+    for part in ("**Question.**", "does not show at this scale", "The anchor in the paper", "## Three questions",
+                 "<details><summary>Answers</summary>", "**The way on:**"):
         assert part in text, part
     solved = nbformat.read(build.paths(SOURCES[number])[0], as_version=4)
     pictures = [o for cell in solved.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert pictures
     assert all(len(o.data["image/png"]) * 3 // 4 <= build.PNG_LIMIT for o in pictures)
+    printed = "".join(o.get("text", "") for cell in solved.cells for o in cell.get("outputs", []))
+    assert "✗" not in printed, "the solved notebook shows a check that fails"
     assert sum("claim(" in cell.source for cell in solved.cells if cell.cell_type == "code")
     assert not re.search(r"/tmp/|/home/|/root/|/work/|[A-Z]:\\\\", build.paths(SOURCES[number])[0].read_text(encoding="utf-8"))
 

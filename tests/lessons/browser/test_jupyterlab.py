@@ -1,4 +1,5 @@
-"""The exercise of lesson 04 as a learner meets it: JupyterLab on a fresh checkout, in a real browser without a window.
+"""Lessons as a learner meets them: JupyterLab on a fresh checkout, in a real browser without a window. The exercise of lesson 04 is
+answered wrongly and rightly; three solved lessons are run from top to end, and their sliders moved.
 
 Skipped where selenium, JupyterLab, git, Chromium or its driver is not installed; none of them but JupyterLab is a requirement. Every step
 leaves a screenshot in tmp_path, and a step that fails says which one it was and where its screenshot is.
@@ -20,7 +21,7 @@ import urllib.request
 import pytest
 from helpers import ROOT
 
-from lessons.check import find
+from lessons.check import find, names
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
@@ -40,7 +41,7 @@ pytestmark = [
     pytest.mark.skipif(DRIVER is None, reason="chromedriver is not installed"),
     pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed"),
     pytest.mark.filterwarnings("default"),                       # selenium's and its network libraries' warnings are not ours
-]  # fmt: skip
+]
 
 NOTEBOOK, EXERCISE = "lessons/exercises/04_rope.ipynb", "04.rope_forward"
 START, RUN, ANSWER = 120, 240, 60                                # limits in seconds, for a busy machine; nothing waits longer than it must
@@ -83,16 +84,16 @@ def server(checkout, tmp_path):
     quiet = '{"fetchNews": "false", "checkForUpdates": false}'   # no network, no question over the page
     (settings / "notification.jupyterlab-settings").write_text(quiet)
     folders = {"HOME": "", "IPYTHONDIR": "ipython", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data",
-               "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "lab", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+               "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "lab", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS", "MPLBACKEND")}
     environment |= {name: str(home / folder) for name, folder in folders.items()} | {"LESSONS_FAST": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
                "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={checkout}",
-               "--ServerApp.allow_root=True"]  # fmt: skip
+               "--ServerApp.allow_root=True"]
     log = tmp_path / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                   start_new_session=True)  # fmt: skip
+                                   start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
         _wait_for_server(process, f"{address}/api/status?token={token}", log)
@@ -126,7 +127,7 @@ def browser(tmp_path):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     arguments = ["--headless=new", "--window-size=1300,1000", "--disable-dev-shm-usage", "--disable-gpu",
-                 f"--user-data-dir={tmp_path / 'chromium'}"]  # fmt: skip
+                 f"--user-data-dir={tmp_path / 'chromium'}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--no-sandbox")                         # Chromium refuses to run as root without it
     for argument in arguments:
@@ -178,7 +179,7 @@ class Page:
         """The code cell whose text starts so."""
         found = self.driver.execute_script(
             "return [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(cell =>"
-            " (cell.querySelector('.cm-content')?.textContent ?? '').startsWith(arguments[0]))", start)  # fmt: skip
+            " (cell.querySelector('.cm-content')?.textContent ?? '').startsWith(arguments[0]))", start)
         assert len(found) == 1, f"{len(found)} cells start with {start!r}, and one must"
         return found[0]
 
@@ -193,7 +194,7 @@ class Page:
     def pictures(self, start):
         """The data of the pictures in a cell's output that the browser could draw."""
         script = ("return [...arguments[0].querySelectorAll('.jp-OutputArea-output img')]"
-                  ".filter(image => image.complete && image.naturalWidth > 0).map(image => image.src)")  # fmt: skip
+                  ".filter(image => image.complete && image.naturalWidth > 0).map(image => image.src)")
         return self.driver.execute_script(script, self.cell(start))
 
     def one_picture(self, start):
@@ -236,26 +237,31 @@ class Page:
             ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
 
 
-# ---- the test ----
-def test_a_learner_in_jupyterlab(server, browser, checkout, tmp_path):
-    address, token = server
-    page = Page(browser, tmp_path)
-    judged, written, slider = f'check("{EXERCISE}"', "def rope_forward(", "import ipywidgets"
-    notebook = json.loads((checkout / NOTEBOOK).read_text(encoding="utf-8"))
-    code = sum(cell["cell_type"] == "code" for cell in notebook["cells"])
-
-    with page.step("open the exercise"):
-        browser.get(f"{address}/lab/tree/{NOTEBOOK}?token={token}")
+def run_all(page, url, notebook):
+    """Open a notebook and run all of its cells, as the menu does: none may raise."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = sum(cell["cell_type"] == "code" for cell in cells)
+    with page.step("open the notebook"):
+        page.driver.get(url)
         page.wait(START, lambda: len(page.prompts()) == code, lambda: f"{len(page.prompts())} code cells are shown, and {code} must be")
         idle = ".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']"
         page.wait(START, lambda: page.visible(idle), lambda: "the kernel is not ready")
 
     with page.step("run all cells"):
-        browser.find_element(By.XPATH, "//li[contains(@class, 'lm-MenuBar-item')][normalize-space()='Run']").click()
+        page.driver.find_element(By.XPATH, "//li[contains(@class, 'lm-MenuBar-item')][normalize-space()='Run']").click()
         page.click(".lm-Menu-item[data-command='runmenu:run-all']")
         page.wait(RUN, lambda: all(map(RAN.fullmatch, page.prompts())), lambda: f"the cells are at {page.prompts()}")
-        errors = browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']")
+        errors = page.driver.find_elements(By.CSS_SELECTOR, ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']")
         assert not errors, f"a cell raised:\n{errors[0].get_attribute('textContent')}"
+
+
+# ---- the tests ----
+def test_a_learner_in_jupyterlab(server, browser, checkout, tmp_path):
+    address, token = server
+    page = Page(browser, tmp_path)
+    judged, written, slider = f'check("{EXERCISE}"', "def rope_forward(", "import ipywidgets"
+
+    run_all(page, f"{address}/lab/tree/{NOTEBOOK}?token={token}", checkout / NOTEBOOK)
 
     with page.step("the untouched stub is refused"):
         page.show(page.cell(judged))
@@ -296,3 +302,29 @@ def test_a_learner_in_jupyterlab(server, browser, checkout, tmp_path):
     with page.step("the slider goes back and so does the picture"):
         handle.send_keys(Keys.HOME)
         page.wait(ANSWER, lambda: page.one_picture(slider) == first, lambda: "it is not the first picture")
+
+
+@pytest.mark.parametrize(("name", "slider"), [("00_baselines", None), ("11_schedules", "def show("), ("13_train", "import ipywidgets")])
+def test_a_solved_lesson_in_jupyterlab(name, slider, server, browser, checkout, tmp_path):
+    """Every check says that the solution is right, every picture is drawn, and the slider, where there is one, changes its picture."""
+    address, token = server
+    page = Page(browser, tmp_path)
+    run_all(page, f"{address}/lab/tree/lessons/{name}.ipynb?token={token}", checkout / "lessons" / f"{name}.ipynb")
+
+    with page.step("its checks are passed and its pictures drawn"):
+        said = browser.execute_script("return [...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.textContent).join('\\n')")
+        assert "✗" not in said
+        assert "not written yet" not in said
+        assert all(f"✓ {exercise}" in said for exercise in names(name[:2]))
+        images = browser.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output img")
+        assert len(images) > 1
+        assert all(browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 0", image) for image in images)
+
+    if slider:
+        with page.step("the slider changes the picture"):
+            page.show(page.cell(slider))
+            handle = page.wait(ANSWER, lambda: page.cell(slider).find_element(By.CSS_SELECTOR, ".noUi-handle"), lambda: page.output(slider))
+            first = page.wait(ANSWER, lambda: page.one_picture(slider), lambda: f"{len(page.pictures(slider))} pictures stand there")
+            handle.click()
+            ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+            page.wait(ANSWER, lambda: page.one_picture(slider) not in ("", first), lambda: "it is the same picture")
