@@ -43,6 +43,7 @@ from .errors import InputError  # noqa: E402
 from .files import check_name, read_bytes  # noqa: E402
 
 MAX_STDIN = 100_000_000  # bytes
+MAX_TRIALS, MAX_SHOTS = 100_000, 1000
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -288,15 +289,42 @@ def _runs(arguments):
 
 
 def _add_eval(commands):
-    parser = commands.add_parser("eval", formatter_class=Formatter, help="loss of a trained model on held-out text", description="""\
+    from .tasks import TASKS
+
+    tasks = "\n".join(f"  {name:<9} {task.about}" for name, task in TASKS.items())
+    about = "loss of a trained model on held-out text; or tasks"
+    parser = commands.add_parser("eval", formatter_class=Formatter, help=about, description=f"""\
 Loss (nats/token), bits per byte, perplexity, and the entropy floor where it is known, for every source.
 
---json prints {"loss", "bits_per_byte", "perplexity", "floor",
-               "sources": {NAME: {"loss", "bits_per_byte", "floor", "share", "epochs"}}};
-floor and epochs are null where they are unknown.""")
+--json prints {{"loss", "bits_per_byte", "perplexity", "floor",
+               "sources": {{NAME: {{"loss", "bits_per_byte", "floor", "share", "epochs"}}}}}};
+floor and epochs are null where they are unknown.
+
+--tasks asks questions instead: exact match under greedy decoding, beside what a guesser scores who knows the form of the answer.
+{tasks}
+--json prints {{"seed", "tasks": {{NAME: {{"accuracy", "low", "high", "chance", "right", "trials", "shots"}}}}}}; low and high are
+the 95 % interval.
+
+--matrix scores several models on the held-out texts of all: in a row a model, in a column a text (own: of this very run).
+--json prints {{"unit", "models": {{RUN: {{TEXT: {{"loss", "floor", "excess", "own"}}}}}}}}; the unit is nats/token, or bits/byte
+where tokenizers differ.
+
+examples:
+  python -m minillama eval runs/nano
+  python -m minillama eval runs/nano --data book.txt
+  python -m minillama eval runs/nano --tasks
+  python -m minillama eval runs/nano --tasks copy reverse --shots 8 --trials 1000
+  python -m minillama eval runs/nano --matrix runs/book runs/tuned""")
     _add_run(parser)
-    parser.add_argument("--data", action="append", metavar="FILE[=WEIGHT]",
-                        help="evaluate all of this text instead of what the run held out; repeat it for several")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--data", action="append", metavar="FILE[=WEIGHT]",
+                      help="evaluate all of this text instead of what the run held out; repeat it for several")
+    what.add_argument("--tasks", nargs="*", choices=list(TASKS), metavar="NAME", help="ask these tasks (none named: all)")
+    what.add_argument("--matrix", nargs="+", type=_path, metavar="RUN", help="score these, too, on each other's texts")
+    tasks = parser.add_argument_group("with --tasks")
+    tasks.add_argument("--trials", type=int, metavar="N", help="questions of each task (default 200)")
+    tasks.add_argument("--shots", type=int, metavar="N", help="solved examples before each question (default: 5, of sums and stories 0)")
+    tasks.add_argument("--seed", type=int, metavar="N", help="of the questions (default 0)")
     _add_engine(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -304,13 +332,36 @@ floor and epochs are null where they are unknown.""")
 
 
 def _eval(arguments):
-    from .evaluate import format_scores
-    from .report.score import score_run
+    engine, threads = EngineConfig(arguments.engine), arguments.threads
+    if threads is not None:
+        check_number("--threads", threads, low=1, high=MAX_THREADS)
+    numbers = {"--trials": (200, 1, MAX_TRIALS), "--shots": (None, 0, MAX_SHOTS), "--seed": (0, 0, 2**63 - 1)}
+    trials, shots, seed = (_task_number(arguments, flag, *limits) for flag, limits in numbers.items())
+    if arguments.tasks is not None:
+        from .report.score import format_tasks, score_tasks
 
-    if arguments.threads is not None:
-        check_number("--threads", arguments.threads, low=1, high=MAX_THREADS)
-    result = score_run(arguments.run, arguments.data, EngineConfig(arguments.engine), arguments.threads)
-    print(json.dumps(result, indent=1) if arguments.json else format_scores(result))
+        names = list(dict.fromkeys(arguments.tasks))
+        result, text = score_tasks(arguments.run, names, trials, shots, seed, engine, threads), format_tasks
+    elif arguments.matrix:
+        from .report.matrix import format_matrix, score_matrix
+
+        result, text = score_matrix([arguments.run, *arguments.matrix], engine, threads), format_matrix
+    else:
+        from .evaluate import format_scores
+        from .report.score import score_run
+
+        result, text = score_run(arguments.run, arguments.data, engine, threads), format_scores
+    print(json.dumps(result, indent=1) if arguments.json else text(result))
+
+
+def _task_number(arguments, flag, default, low, high):
+    """The value of a flag that only --tasks takes."""
+    value = getattr(arguments, flag[2:])
+    if value is None:
+        return default
+    if arguments.tasks is None:
+        raise InputError(f"{flag} {value} is for eval --tasks")
+    return check_number(flag, value, low=low, high=high)
 
 
 def _add_compare(commands):

@@ -90,6 +90,8 @@ def test_what_this_machine_has_no_memory_for_is_refused_before_it_is_built(argum
 @pytest.mark.parametrize("words", [
     ["generate", "RUN", "-n"], ["generate", "RUN", "-n", "3", "--temperature"], ["generate", "RUN", "-n", "3", "--top-k"],
     ["generate", "RUN", "-n", "3", "--top-p"], ["generate", "RUN", "-n", "3", "--seed"], ["eval", "RUN", "--threads"],
+    ["eval", "RUN", "--tasks", "sums-1", "--trials"], ["eval", "RUN", "--trials", "3", "--tasks", "sums-1", "--shots"],
+    ["eval", "RUN", "--trials", "3", "--tasks", "sums-1", "--seed"],
     ["tokenizer", "train", "TEXT", "--out", "t.model", "--vocab-size"], ["bench", "--profile", "--shapes", "z", "--threads"],
     ["train", "--data", "TEXT", *SMALL, "--steps", "1", "--out", "run", "--data"],
 ])
