@@ -87,17 +87,20 @@ for text in (story, swapped, story[:-9]):
     print(f"{real_run.verdict(text):<9} … {text[-43:]}")
 
 # %%
-share = {name: np.array([m["verdicts"][name] for m in milestones]) / sum(milestones[0]["verdicts"].values()) for name in ("true", "forgetful", "broken")}
+kinds, written = ("true", "forgetful", "broken"), sum(milestones[0]["verdicts"].values())
+share = {kind: np.array([m["verdicts"][kind] for m in milestones]) / written for kind in kinds}
+above_floor = [np.mean([m["loss"][s] / m["floor"][s] - 1 for s in m["loss"]]) for m in milestones]
 fig, axis = plt.subplots(figsize=(7.2, 3.3))
 bottom, places = np.zeros(len(milestones)), np.arange(len(milestones))
 for (name, values), colour in zip(share.items(), (lab.COLOURS[0], lab.COLOURS[5], "#dddddd")):
     axis.bar(places, values, bottom=bottom, color=colour, width=0.75, label=name)
     for place, value, base in zip(places, values, bottom):
         if value > 0.04:
-            axis.text(place, base + value / 2, f"{value:.0%}", ha="center", va="center", color="white" if name == "true" else "black")
+            ink = "white" if name == "true" else "black"
+            axis.text(place, base + value / 2, f"{value:.0%}", ha="center", va="center", color=ink)
     bottom += values
-above_floor = [np.mean([m["loss"][s] / m["floor"][s] - 1 for s in m["loss"]]) for m in milestones]
-axis.set(xticks=places, xticklabels=[f"{m['step']}\n+{a:.0%}" for m, a in zip(milestones, above_floor)], yticks=[], xlabel="step, and loss above the floor")
+labels = [f"{m['step']}\n+{a:.0%}" for m, a in zip(milestones, above_floor)]
+axis.set(xticks=places, xticklabels=labels, yticks=[], xlabel="step, and loss above the floor")
 axis.set_title("First the grammar, then the memory: 500 documents at each step")
 axis.grid(visible=False)
 axis.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.28))
@@ -182,9 +185,10 @@ n = (targets != nn.IGNORE).sum(1).reshape(4, 2).sum(1)
 right = sum(k * g for k, (_, g) in zip(n, parts)) / n.sum()
 means = sum(g for _, g in parts) / 4
 size = np.linalg.norm(whole[1])
-print("scored tokens:", n, f"\n(13.3) is off by {np.linalg.norm(right - whole[1]) / size:.0e}, the mean of means by {np.linalg.norm(means - whole[1]) / size:.0%}")
-claim("(13.3) is the gradient of the whole batch, to rounding", np.linalg.norm(right - whole[1]) < 1e-4 * size)
-claim("the mean of means is another gradient", np.linalg.norm(means - whole[1]) > 0.1 * size)
+off = {name: np.linalg.norm(g - whole[1]) / size for name, g in (("(13.3)", right), ("the mean of means", means))}
+print("scored tokens:", n, "".join(f"\n{name} is off by {value:.0e}" for name, value in off.items()))
+claim("(13.3) is the gradient of the whole batch, to rounding", off["(13.3)"] < 1e-4)
+claim("the mean of means is another gradient", off["the mean of means"] > 0.1)
 
 # %% [markdown] lang="en"
 # Libraries that thousands of people trained with took the mean of means until 2024 (transformers PR #34191). With rows of equal length nobody sees it. A loss mask for instruction text makes the counts unequal, and it shows. The mask itself is nothing but targets set to `IGNORE`.
@@ -219,7 +223,8 @@ for tau in (1, 0.5, 2):
     print(f"temperature {tau}: {p.round(3)}")
 p = np.exp(z) / np.exp(z).sum()
 before = np.cumsum(p) - p
-print("held before each:", before.round(2), " kept at P = 0.6:", before < 0.6, " then:", (p * (before < 0.6) / p[before < 0.6].sum()).round(3))
+kept = before < 0.6
+print("held before each:", before.round(2), " kept at P = 0.6:", kept, " then:", (p * kept / p[kept].sum()).round(3))
 
 # %% [markdown] lang="en"
 # ### Your turn: the distribution that is drawn from
@@ -236,11 +241,11 @@ check("13.token_probabilities", token_probabilities)
 # %%
 prompt = "Belby is a land in the west. The capital of Belby is"
 ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-logits = engine.logits(np.array([ids]))[0, -1].astype(float)
+capital = engine.logits(np.array([ids]))[0, -1].astype(float)
 
 
 def softened(temperature, top_p):
-    z = np.exp((logits - logits.max()) / temperature)
+    z = np.exp((capital - capital.max()) / temperature)
     p, order = z / z.sum(), np.argsort(-z)
     stays = order[np.cumsum(p[order]) - p[order] < top_p]
     return p, np.isin(np.arange(len(p)), stays)
@@ -248,10 +253,10 @@ def softened(temperature, top_p):
 
 def show(axis, temperature, top_p):
     p, stays = softened(temperature, top_p)
-    top = np.argsort(-logits)[:11]
+    top = np.argsort(-capital)[:11]
     axis.barh(range(11), p[top], color=[lab.COLOURS[0] if stays[i] else "#cccccc" for i in top])
-    axis.set(yticks=range(11), yticklabels=[tokenizer.decode([int(i)]).strip() for i in top], xlim=(0, 0.2), ylim=(10.5, -0.5))
-    axis.set(xlabel="probability", title=f"temperature {temperature:g}, top-p {top_p:g}")
+    axis.set(yticks=range(11), yticklabels=[tokenizer.decode([int(i)]).strip() for i in top])
+    axis.set(xlim=(0, 0.2), ylim=(10.5, -0.5), xlabel="probability", title=f"temperature {temperature:g}, top-p {top_p:g}")
 
 
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.2), sharey=True)
@@ -269,14 +274,16 @@ def slide(temperature=1.0, top_p=1.0):
     plt.show()
 
 
-sliders = ipywidgets.interact(slide, temperature=ipywidgets.FloatSlider(1.0, min=0.1, max=2.0, step=0.1), top_p=ipywidgets.FloatSlider(1.0, min=0.1, max=1.0, step=0.05))
+sliders = ipywidgets.interact(slide, temperature=ipywidgets.FloatSlider(1.0, min=0.1, max=2.0, step=0.1),
+                              top_p=ipywidgets.FloatSlider(1.0, min=0.1, max=1.0, step=0.05))
 
 # %% [markdown] lang="en"
 # The usual advice is to write at 0.7 or 0.8, or with top-p 0.9. What is bought, and what is paid? At each temperature the model writes three times 100 documents, and two things are counted: how many are **true**, and how many are **facts**, one of its three kinds of text.
 
 # %%
-temperatures, seeds = ((0.2, 1.0), 1) if FAST else ((0.2, 0.5, 0.8, 1.0, 1.2, 1.4), 3)  # FAST: the builders' short trial run
-at = temperatures.index
+temperatures, seeds = (0.2, 0.5, 0.8, 1.0, 1.2, 1.4), 3
+if FAST:  # the builders' short trial run
+    temperatures, seeds = (0.2, 1.0), 1
 true, facts = np.zeros((2, 2, len(temperatures), seeds))
 for c, t, seed in np.ndindex(2, len(temperatures), seeds):
     texts = real_run.documents(engine, tokenizer, 100, seed, Sampling(temperatures[t], top_p=(1.0, 0.9)[c]))
@@ -295,7 +302,7 @@ axes[0].legend(loc="lower left")
 plt.show()
 
 # %%
-cold, warm, hot = (at(temperatures[i]) for i in (0, 3 if not FAST else 1, -1))
+cold, warm, hot = 0, temperatures.index(1.0), -1
 claim("cold at 0.2 is truer than 1.0, in the mean", true[0, cold].mean() > true[0, warm].mean() + 8, fast=False)
 claim("and it hardly writes facts any more, in every seed", (facts[0, cold] < 0.5 * facts[0, warm]).all(), fast=False)
 claim("hot at 1.4: fewer than two thirds as many are true, in every seed", (true[0, hot] < 0.67 * true[0, warm]).all(), fast=False)
@@ -323,8 +330,9 @@ cache, by_cache = engine.new_cache(), []
 for token in ids:
     by_cache.append(engine.decode(np.array([[token]]), cache)[0, 0])
 full = engine.logits(np.array([ids]))[0]
-print(f"{len(ids)} tokens: the cached logits differ from the full forward by {np.abs(np.array(by_cache) - full).max():.0e}, of logits up to {np.abs(full).max():.0f}")
-claim("the cache changes nothing, to rounding in float32", np.abs(np.array(by_cache) - full).max() < 1e-4 * np.abs(full).max())
+off, size = np.abs(np.array(by_cache) - full).max(), np.abs(full).max()
+print(f"{len(ids)} tokens: the cached logits differ from the full forward by {off:.0e}, of logits up to {size:.0f}")
+claim("the cache changes nothing, to rounding in float32", off < 1e-4 * size)
 
 # %% [markdown] lang="en"
 # ### Your turn: one step of cached attention
@@ -361,7 +369,8 @@ from minillama.generate import generate
 
 for prompt in ("Tom met Zoe", "Fenlia is a land", "Mia counts owls in the barn and the park on day 417: 8+4=", "How are you"):
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    answer = tokenizer.decode([*ids[1:], *generate(engine, ids, 100, tokenizer.eos_id, Sampling(temperature=0.5, seed=1))])
+    new = generate(engine, ids, 100, tokenizer.eos_id, Sampling(temperature=0.5, seed=1))
+    answer = tokenizer.decode([*ids[1:], *new])
     print(f"{real_run.verdict(answer):<9} {answer}\n")
 
 # %% [markdown] lang="en"
