@@ -60,7 +60,7 @@ record(forgets_low=forgets("lr 0.0001").mean(), forgets_high=forgets("lr 0.01").
 #
 # By hand, one weight, trained until the old loss $\theta^2$ is at its minimum, $\theta^* = 0$. The new loss falls there with slope $-1$. Go a step of 0.2: gain about 0.2, forgetting 0.04. Go half as far: gain 0.1, forgetting 0.01. **Half the way keeps half of the gain and a quarter of the price.**
 #
-# Now many weights. Let $\Delta$ be the way from $\theta^*$, $s$ and $H$ slope and curvature of the old loss, $g$ minus the slope of the new one. Taylor's formula:
+# Now many weights. Let $\Delta$ be the way from $\theta^*$, $s$ and $H$ the slope and the curvature of the old loss at $\theta^*$, and $-g$ the slope of the new one. Taylor's formula:
 #
 # $$L_{\text{old}}(\theta^* + \Delta) = L_{\text{old}}(\theta^*) + \underbrace{s\cdot\Delta}_{s\,\approx\,0\text{ at a minimum}} + \tfrac12\,\Delta^{\top} H \Delta + \dots \tag{14.1}$$
 #
@@ -125,7 +125,8 @@ claim("and less than a quarter of the forgetting, at every seed", paid.max() < 0
 
 # %% [markdown] lang="en"
 # Half the way has {{kept_gain:.0f}} % of the gain for {{paid:.0f}} % of the price. Two things are honest to add. The old model was not quite at a minimum: the slope is {{kink:.2f}}, so the first steps even *help* the old text a little. And the parabola holds only up to a quarter of the way ({{quarter:.3f}} measured, {{quarter_said:.3f}} said). At its end it says {{end_said:.1f}}, and {{end:.1f}} is measured: **far out, forgetting is worse than second order.**
-#
+
+# %% [markdown] lang="en"
 # ## 3 · How far does a run go?
 #
 # The learning rate decides it. AdamW's step is $\eta$ times a fraction near $\pm1$ (lesson 09), so a weight that is always pushed the same way goes as far as the rates add up to:
@@ -148,11 +149,13 @@ for lr in RATES:
 # %%
 claim("no weight goes farther than its rates add up to, and a quarter more", all(farthest[lr] < 1.25 * lr * total for lr in RATES))
 claim("each higher rate goes farther", (np.diff(list(gone.values())) > 0).all())
+record(third_way=100 * gone[1e-3] / gone[3e-3], third_price=100 * np.mean(forgets("lr 0.001") / forgets("lr 0.003")))
 record(straight=100 * gone[1e-4] / (1e-4 * total), crooked=100 * gone[3e-2] / (3e-2 * total))
 
 # %% [markdown] lang="en"
 # At 0.0001 the weights go {{straight:.0f}} % of what they could, nearly straight; at 0.03 only {{crooked:.0f}} %, since they arrive, and turn. (A single weight can go a little farther than the sum: where the gradient grows, $m/\sqrt v$ is more than 1.) To go less far there is a lower rate, fewer steps, or a way back.
-#
+
+# %% [markdown] lang="en"
 # ## 4 · The picture: gain against forgetting
 #
 # Two more ideas join the learning rate. **Replay**: one token in ten comes from the old text. **From scratch**: the same 80 steps on the new text without the old model, at the best of three rates.
@@ -171,7 +174,7 @@ def frontier(axis, names, colour, label, below=False):
     axis.plot(x.mean(1), y.mean(1), "o-", color=colour, markersize=5, label=label)
     axis.hlines(y.mean(1), x.min(1), x.max(1), color=colour, linewidth=3, alpha=0.35)
     axis.vlines(x.mean(1), y.min(1), y.max(1), color=colour, linewidth=3, alpha=0.35)
-    for lr, at_x, at_y in zip(RATES, x.mean(1), y.mean(1)):
+    for lr, at_x, at_y in list(zip(RATES, x.mean(1), y.mean(1)))[2 if below else 0:]:  # the lowest two stand at the same places
         axis.annotate(f"{lr:g}", (at_x, at_y), textcoords="offset points", xytext=(5, -13) if below else (7, 4), fontsize=8.5, color=colour)
 
 # %%
@@ -241,7 +244,7 @@ claim("who may forget half a nat leaves a third as much unlearned, or less, with
 # %% [markdown] lang="en"
 # ## 5 · Why does so little old text do so much?
 #
-# By hand, two weights. The old text needs $a = 0$, and does not care for $b$: $L_{\text{old}} = a^2$. The new text needs $a + b = 1$, in any way: $L_{\text{new}} = (a + b - 1)^2$. From $(0, 0)$ the gradient of the new loss is the same for both, so both go to $\frac12$: solved, and the old loss is $\frac14$. With a share $\rho$ of old text,
+# By hand, two weights. The old text needs $a = 0$, and does not care for $b$: $L_{\text{old}} = a^2$. The new text needs $a + b = 1$, in any way: $L_{\text{new}} = (a + b - 1)^2$. From $(0, 0)$ the gradient of the new loss is the same for both, so both weights go to $\frac12$: the new text is solved, and the old loss is $\frac14$. With a share $\rho$ of old text,
 #
 # $$\nabla\bigl[(1-\rho)L_{\text{new}} + \rho L_{\text{old}}\bigr] = (1-\rho)\,2(a+b-1)\binom{1}{1} + \rho\, 2a\binom{1}{0} \tag{14.6}$$
 #
@@ -368,7 +371,8 @@ claim("but at the highest peak it ends worse on the new text", flat_new > fall_n
 
 # %% [markdown] lang="en"
 # In the literature "re-warming" means to raise the rate again after it had decayed to its end, instead of going on with that small rate. That is the *horizontal axis* of the picture: the old run ended at 0.001, and going up again to 0.01 learns more and forgets more. Gupta et al. 2023 see the loss on both texts rise first, and the new one gain in the end. Ibrahim et al. 2024 put re-warming, decaying again and replay together and come close to training on everything from scratch.
-#
+
+# %% [markdown] lang="en"
 # ## 8 · With the command line
 #
 # These lines do it with a real run. Nothing here is run by the notebook.
@@ -382,7 +386,8 @@ claim("but at the highest peak it ends worse on the new text", flat_new > fall_n
 # ```
 #
 # `--from` takes a run or a model; `--keep-optimizer` needs a run, since a model has no moments.
-#
+
+# %% [markdown] lang="en"
 # ## 9 · What can it do? Tasks
 #
 # A loss says how well a model predicts all tokens. A **task** asks for some of them: a question with one right answer, which greedy decoding must give exactly. Here are eight, one example of each.
@@ -438,7 +443,19 @@ axis.legend(loc="upper center", bbox_to_anchor=(0.62, 0.98))
 plt.show()
 
 # %% [markdown] lang="en"
-# What can be read from it? Sums of two and three digits are learned; the text had no sum of four, and the model cannot add one column more. In closing brackets it is **below chance**: it does not know the form of the answer, and five examples do not teach it. (In copying, 0 of 400 cannot be told from the guesser's 0.2 %.) None of this says what the model can learn.
+# What can be read from it? Sums of two and three digits are learned; the text had no sum of four, and the model cannot add one column more. In closing brackets it is **below chance**. (In copying, 0 of 400 cannot be told from the guesser's 0.2 %.) How can that be? Look at what it writes.
+
+# %%
+from minillama.generate import Sampling, generate
+
+for name in ("copy", "brackets"):
+    trial, shown = tasks.draw(name, 0, 0, tasks.TASKS[name].shots)
+    ids = [bpe.bos_id, *bpe.encode(shown + trial[0].prompt)]
+    written = bpe.decode([*ids[1:], *generate(engine, ids, 20, bpe.eos_id, Sampling(temperature=0))])[len(shown + trial[0].prompt):]
+    print(f"{(shown + trial[0].prompt)[-50:]}\n    wanted:{trial[0].answer}    written: {written}\n")
+
+# %% [markdown] lang="en"
+# It goes on in the texts that it knows. Five examples do not teach it the form of the answer, and a guesser knows that form. The score says nothing of what a few steps of training could teach.
 #
 # And `stories`, well above a coin? Look for a *simpler rule* first: name the one who had the thing at the beginning.
 
@@ -485,7 +502,8 @@ claim("brackets: below chance", scored["brackets"]["high"] < scored["brackets"][
 # | 4 | MMLU after instruction tuning | the same, LLaMA-I | 25 % | 68.9 |
 #
 # Read the chance first: 52 on RACE and 51 on GSM8k are not the same feat.
-#
+
+# %% [markdown] lang="en"
 # ## 10 · Instruction text: the mask is the targets
 #
 # Section 4 of the paper fine-tunes on instructions. The text is a prompt and an answer, and only the **answer** is learned. Nothing new is needed: the loss leaves out targets of $-1$. Let a row be $w_0 \dots w_{n-1}$, of which the first $P$ are the prompt and the last is `</s>`:
@@ -523,8 +541,9 @@ check("14.masked_targets", masked_targets)
 #
 # $$y = W x + s\,B\,(A x),\qquad s = \frac{\alpha}{r} \tag{14.11}$$
 #
-# $A$ starts random and $B$ at **zero**, so at first nothing changes. By hand, $D = N = 4096$ and $r = 8$: $2 \cdot 8 \cdot 4096 = 65{,}536$ numbers are trained in place of 16.8 million, 1 in 256; AdamW keeps moments for these alone.
-#
+# (This $\alpha$ is a setting of LoRA's, not the part of a way.) $A$ starts random and $B$ at **zero**, so at first nothing changes. By hand, $D = N = 4096$ and $r = 8$: $2 \cdot 8 \cdot 4096 = 65{,}536$ numbers are trained in place of 16.8 million, 1 in 256; AdamW keeps moments for these alone.
+
+# %% [markdown] lang="en"
 # Now the gradients. Let $h = Ax$, and let $dy$ be given. $x$ goes into $y$ twice, through $W$ and through $A$, and gradients of two paths add:
 #
 # $$dh = s\,B^{\top} dy,\qquad dx = W^{\top} dy + A^{\top} dh \tag{14.12}$$
@@ -552,7 +571,7 @@ claim("the sum over the tokens is the same", np.abs(by_token - s * B.T @ dW).max
 #
 # $$y = (W + s\,B A)\,x = M x \tag{14.14}$$
 #
-# Adapters have been merged without their scale ([FastVideo#870](https://github.com/hao-ai-lab/FastVideo/pull/870)), and trained with $\alpha$ in place of $\alpha/r$ ([mlx-vlm#841](https://github.com/Blaizzy/mlx-vlm/issues/841)). With $\alpha = r$ no test sees either.
+# Adapters have been merged without their scale ([FastVideo#870](https://github.com/hao-ai-lab/FastVideo/pull/870)), and trained with $\alpha$ in place of $\alpha/r$ ([mlx-vlm#841](https://github.com/Blaizzy/mlx-vlm/issues/841)). In [peft#2489](https://github.com/huggingface/peft/pull/2489) the tests could not see a forgotten scale: they had $\alpha = r$, so $s = 1$.
 #
 # ### Your turn: the adapter, forward and merged
 
@@ -610,22 +629,24 @@ claim("every higher rank learns more and forgets more, in the mean", (np.diff(ke
 
 # %% [markdown] lang="en"
 # Rank 1 of 32 has {{one_gain:.0f}} % of the gain and {{one_price:.0f}} % of the forgetting, rank 8 has {{eight_gain:.0f}} % and {{eight_price:.0f}} %. A rank is one more way to go less far: **it learns less and forgets less**, as Biderman et al. 2024 (arXiv:2405.09673) found with trained adapters. This is a way cut down afterwards; an adapter that is trained chooses its own.
-#
-# **What does not show at this scale.** The new text shares little with the old one, and the old one is learned in seconds. What a large model knows is wider, and a rate that forgets half of it here may forget little there. The limits of section 4 are no advice; the shape of the picture is. Warm-up and moments may matter more in runs whose old gradients and new ones are alike. Few-shot learning, which LLaMA §3 relies on, needs models that are thousands of times larger.
+
+# %% [markdown] lang="en"
+# **What does not show at this scale.** The new text shares little with the old one, and the old one is learned in seconds. What a large model knows is wider, and a rate that forgets half of it here may forget little there. The limits of section 4 are no advice; the shape of the picture is. Warm-up and moments may matter more in runs whose old gradients and new ones are alike. Learning from examples in the prompt, on which a part of LLaMA §3 relies, does not show here at all.
 #
 # ## The anchor in the paper
 #
 # LLaMA §3 is the reading table above; §3.7 and figure 2 follow some of these scores during training. §4: very little instruction tuning takes the 65B model from 63.4 to 68.9 on MMLU. The paper names no learning rate for it. Appendix A has the details of the question answering: which text counts as an exact match.
-#
+
+# %% [markdown] lang="en"
 # ## Three questions
 #
-# 1. A run at a third of the learning rate has two thirds of the gain. What do you expect of its forgetting, by (14.3), and why may it be less still?
+# 1. You go a third of a way along a straight line. What is left of the forgetting, by (14.1)? And a run at 0.001 in place of 0.003 left {{third_price:.0f}} % of it. Why so much more?
 # 2. Your tuned model forgot too much, and the old text is gone. What can you do without any further training? And with the old text?
 # 3. A model gets 0 of 100 questions right; a guesser would get 3 %. Is it worse than guessing? What does this say about what it knows?
 #
 # <details><summary>Answers</summary>
 #
-# 1. The way is about a third as long, so the price is about a ninth. At the far end forgetting rises faster than a square, so it may be less than a ninth.
+# 1. A ninth. But a third of the rate is not a third of the way: higher rates turn more often, so the run at 0.001 goes {{third_way:.0f}} % as far as the one at 0.003 (section 3). Nor need both go in the same direction.
 # 2. Go a part of the way back, (14.7), and choose α on held-out text of both kinds, if there is some; else a little towards the old weights. With the old text: train again with a tenth of it mixed in.
 # 3. By (14.9) the true rate is at most $3.84/103.84 = 3.7$ %, so 3 % is not excluded; with 200 questions it would be. And a score below chance only says that it does not give the form of the answer.
 #
