@@ -296,11 +296,13 @@ def _add_eval(commands):
     parser = commands.add_parser("eval", formatter_class=Formatter, help=about, description=f"""\
 Loss (nats/token), bits per byte, perplexity, and the entropy floor where it is known, for every source.
 
---json prints {{"loss", "bits_per_byte", "perplexity", "floor",
-               "sources": {{NAME: {{"loss", "bits_per_byte", "floor", "share", "epochs"}}}}}};
-floor and epochs are null where they are unknown.
+--json prints {{"loss", "bits_per_byte", "perplexity", "floor", "which_source",
+               "sources": {{NAME: {{"loss", "bits_per_byte", "floor", "share", "epochs", "which_source"}}}}}};
+floor, epochs and which_source are null where they are unknown. which_source: nats/token above the floor that a perfect
+model of the mix pays to find out which source a row is from.
 
---tasks asks questions instead: exact match under greedy decoding, beside what a guesser scores who knows the form of the answer.
+--tasks asks questions instead: exact match under greedy decoding, beside what a guesser scores who knows the form of
+the answer.
 {tasks}
 --json prints {{"seed", "tasks": {{NAME: {{"accuracy", "low", "high", "chance", "right", "trials", "shots"}}}}}}; low and high are
 the 95 % interval.

@@ -123,9 +123,9 @@ def test_eval(finished, text, capsys):
     status, out, _ = call(capsys, "eval", finished, "--json")
     assert status == 0
     result = json.loads(out)
-    assert result.keys() == {"loss", "bits_per_byte", "perplexity", "floor", "sources"}
+    assert result.keys() == {"loss", "bits_per_byte", "perplexity", "floor", "which_source", "sources"}
     assert result["sources"].keys() == {"a"}
-    assert result["sources"]["a"].keys() == {"loss", "bits_per_byte", "floor", "share", "epochs"}
+    assert result["sources"]["a"].keys() == {"loss", "bits_per_byte", "floor", "share", "epochs", "which_source"}
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
     assert result["bits_per_byte"] == pytest.approx(last["val_bits_per_byte"], rel=1e-6)

@@ -9,7 +9,8 @@ prefix of another, so a text has exactly one derivation, and by the chain rule i
 
 No model does better on average: cross-entropy ≥ entropy (Gibbs' inequality; Shannon 1948, theorem 3, for the bits). No document
 is a prefix of another, so the end of a document, `</s>`, costs nothing. No text belongs to two sources, so a model that must
-also find out which source it reads pays exactly −log2(share) bits more for each document, 1.56 on average at these shares.
+also find out which source it reads pays −log2 p bits more, p the probability of that source before anything is read: once, as long
+as it reads from one source. Batches mix rows, not documents: `minillama/evaluate.py` says what that costs a token.
 
 `recall_bits` is what memory saves: what a reader who knows the grammar, but forgets what it has read, would pay in addition.
 As a share of bits + recall_bits it is RECALL_SHARE: who is there and has what, which town is which, the carried digit and the sum.
