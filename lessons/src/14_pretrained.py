@@ -124,7 +124,7 @@ claim("half the way has more than 60 % of the gain, at every seed", kept_gain.mi
 claim("and less than a quarter of the forgetting, at every seed", paid.max() < 0.25, fast=False)
 
 # %% [markdown] lang="en"
-# Half the way has {{kept_gain:.0f}} % of the gain for {{paid:.0f}} % of the price. Two things are honest to add. The old model was not quite at a minimum: the slope is {{kink:.2f}}, so the first steps even *help* the old text a little. And the parabola holds only up to a quarter of the way ({{quarter:.3f}} measured, {{quarter_said:.3f}} said). At its end it says {{end_said:.1f}}, and {{end:.1f}} is measured: **far out, forgetting is worse than second order.**
+# Half the way has {{kept_gain:.0f}} % of the gain for {{paid:.0f}} % of the price. Two things must be added. The old model was not quite at a minimum: the slope is {{kink:.2f}}, so the first steps even *help* the old text a little. And the parabola holds only up to a quarter of the way ({{quarter:.3f}} measured, {{quarter_said:.3f}} said). At its end it says {{end_said:.1f}}, and {{end:.1f}} is measured: **far out, forgetting is worse than second order.**
 
 # %% [markdown] lang="en"
 # ## 3 · How far does a run go?
@@ -303,7 +303,7 @@ claim("¾ of the run at 0.003 forgets less than a rate that learns as much, at e
 claim("half of the run at 0.01 forgets no less than such a rate, in the mean", far_price.mean() > 0.95 * far_other.mean(), fast=False)
 
 # %% [markdown] lang="en"
-# Three quarters of the run at 0.003 reach {{mixed_new:.2f}} on the new text and forget {{mixed_price:.1f}}; a lower rate that learns as much forgets {{rate_price:.1f}}, read between the points. Half of the run at 0.01 forgets {{far_price:.1f}}, and a rate would {{far_other:.1f}}: from so far, nothing is won. It is free to try: keep the old weights, and choose $\alpha$ on held-out text. Replay is better by far, but needs the old text.
+# Three quarters of the run at 0.003 reach {{mixed_new:.2f}} on the new text and forget {{mixed_price:.1f}}; a lower rate that learns as much forgets {{rate_price:.1f}}, read between the points. Half of the run at 0.01 forgets {{far_price:.1f}}, and such a rate {{far_other:.1f}}: from so far, nothing is won. It costs no training to try: keep the old weights, and choose $\alpha$ on held-out text. Replay is better by far, but needs the old text.
 
 # %% [markdown] lang="en"
 # ## 7 · Optimiser state, warm-up, schedule
@@ -603,7 +603,7 @@ except NotImplementedError:
     print("the adapter is not written yet")
 
 # %% [markdown] lang="en"
-# Is the way $\Delta$ of a whole training of low rank? Take the run at 0.01, keep of every matrix's change the $r$ largest singular values, and score what is left.
+# Is the change $\Delta$ that a whole training makes of low rank? Take the run at 0.01, keep of every matrix's change the $r$ largest singular values, and score what is left.
 
 # %%
 def low_rank(delta, r):
@@ -628,7 +628,7 @@ claim("rank 1 has more than half of the gain, in the mean", share(0, 1) > 50, fa
 claim("every higher rank learns more and forgets more, in the mean", (np.diff(kept.mean(1)[:, 0]) < 0).all() and (np.diff(kept.mean(1)[:, 1]) > 0).all(), fast=False)
 
 # %% [markdown] lang="en"
-# Rank 1 of 32 has {{one_gain:.0f}} % of the gain and {{one_price:.0f}} % of the forgetting, rank 8 has {{eight_gain:.0f}} % and {{eight_price:.0f}} %. A rank is one more way to go less far: **it learns less and forgets less**, as Biderman et al. 2024 (arXiv:2405.09673) found with trained adapters. This is a way cut down afterwards; an adapter that is trained chooses its own.
+# Rank 1 of 32 has {{one_gain:.0f}} % of the gain and {{one_price:.0f}} % of the forgetting, rank 8 has {{eight_gain:.0f}} % and {{eight_price:.0f}} %. A rank is one more way to go less far: **it learns less and forgets less**, as Biderman et al. 2024 (arXiv:2405.09673) found with trained adapters. Here a finished change was cut down; an adapter that is trained finds its own.
 
 # %% [markdown] lang="en"
 # **What does not show at this scale.** The new text shares little with the old one, and the old one is learned in seconds. What a large model knows is wider, and a rate that forgets half of it here may forget little there. The limits of section 4 are no advice; the shape of the picture is. Warm-up and moments may matter more in runs whose old gradients and new ones are alike. Learning from examples in the prompt, on which a part of LLaMA §3 relies, does not show here at all.
