@@ -207,7 +207,7 @@ check("08.slopes", slopes)
 #
 # Backward runs from the loss to the embedding. What comes *before* a wrong op in backward is right. The wrong op spoils what it hands on, and what is computed from that is wrong. **So look for the mistake at the first wrong tensor, or just before it.** *Right* means: the error is at most the tolerance. A NaN is not right.
 #
-# Two things can be right behind the mistake: a tensor on a branch beside it ($W_3$ beside $W_1$, $W_v$ beside $W_q$ and $W_k$), and everything, if only a weight's own gradient is wrong, since that one is handed on to nobody.
+# Some tensors behind the mistake can still be right. One kind is on a branch beside it: `w3` beside `w1`, `wv` beside `wq` and `wk`. And if only a weight's own gradient is wrong, the tensors behind it are right, since that gradient is handed on to no other op.
 #
 # ### Your turn: the first wrong tensor
 

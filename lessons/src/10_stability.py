@@ -207,7 +207,7 @@ for way, clipped in ways.items():
           f"cosine with g {cosine(whole, clipped):.3f}")
 
 # %% [markdown] lang="en"
-# Only the global factor keeps the direction: its cosine with $g$ is 1. If each tensor is clipped by itself, $b$ loses more than $a$: the cosine is $(25/5 + 144/12)/(13\sqrt2) = 0.925$, and the result is longer than $\ell$. If each entry is cut to between $-1$ and $1$, it is $19/(13\sqrt3) = 0.844$. Below, a real gradient, of a batch that is one token repeated:
+# Only the global factor keeps the direction: its cosine with $g$ is 1. If each tensor is clipped by itself, $b$ loses more than $a$: the cosine is $(25/5 + 144/12)/(13\sqrt2) = 0.925$, and the result is longer than $\ell$. If each entry is cut to the range from $-1$ to $1$, the cosine is $19/(13\sqrt3) = 0.844$. Now the same for a real gradient, of a batch that is one token repeated:
 
 # %%
 config, _ = lab.configs({})
@@ -386,7 +386,7 @@ from lessons.checks.stability import first_broken  # exercise
 check("10.first_broken", first_broken)
 
 # %% [markdown] lang="en"
-# A case: in SwiGLU's backward ([06](06_swiglu.ipynb)) of both layers, one entry overflows. Which gradients are still finite?
+# A case: in both layers, one entry of what SwiGLU's backward gives is infinite. Which gradients are still finite?
 
 # %%
 def overflowing(dout, cache):

@@ -307,7 +307,7 @@ claim("every one of the nine is off by 3 % of the peak somewhere, the hidden one
       all(error(rates[name]).max() > 0.03 for name in museum.NINE))
 
 # %% [markdown] lang="en"
-# What it must be, in % of the peak: 100/20 = 5 at step 1; 100 at step 20; midway through the decay, at step 135, $(100 + 10)/2 = 55$; and 10 at step 250. Every row but the first breaks one of the four. Look at step 251 and later, too. There the rate must stay at 10: if $p$ is not held at 1, nothing else shows it before.
+# What it must be, in % of the peak: 100/20 = 5 at step 1; 100 at step 20; midway through the decay, at step 135, $(100 + 10)/2 = 55$; and 10 at step 250. Every row but the first breaks one of the four. Look at step 251 and later, too. There the rate must stay at 10: if only the min of (11.2) is missing, nothing before step 251 shows it.
 #
 # ### Your turn: repair a schedule
 #
