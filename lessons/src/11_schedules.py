@@ -214,10 +214,10 @@ claim("at 0.03 the bands of both touch", cold_03.final.min() <= warmed_03.final.
 # | exhibit | what is written | seen in |
 # |---|---|---|
 # | clamped, not stretched | `max(final, peak * s)` in place of (11.4) | [gpt-neox#1008](https://github.com/EleutherAI/gpt-neox/pull/1008) |
-# | decays in the warm-up | `p = t / N`, and the result times `min(t / w, 1)` | [fairchem#1967](https://github.com/facebookresearch/fairchem/pull/1967), [mlx#2617](https://github.com/ml-explore/mlx/issues/2617) |
+# | decays in the warm-up | `p = t / N`, and the result times `min(t / w, 1)` | [fairchem#1967](https://github.com/facebookresearch/fairchem/pull/1967) |
 # | off by one | the first update has a rate of 0 | [FARM#54](https://github.com/deepset-ai/FARM/pull/54) |
 # | horizon 10 × too long | `N` is ten times what the run has | [OpenNMT-tf#378](https://github.com/OpenNMT/OpenNMT-tf/issues/378) |
-# | starts again on resume | the counter is not saved | [the_well#63](https://github.com/PolymathicAI/the_well/pull/63) |
+# | starts again on resume | the counter is not saved | [lightly-train#301](https://github.com/lightly-ai/lightly-train/pull/301) |
 # | counts micro-batches | `t` grows by 4 with each update, by 1 with each micro-batch | [nanochat#775](https://github.com/karpathy/nanochat/pull/775); compare [TinyLlama#172](https://github.com/jzhang38/TinyLlama/issues/172) |
 # | oscillates | `p` is not held at 1, and `N` is short | [symbolicgpt#2](https://github.com/mojivalipour/symbolicgpt/issues/2) |
 # | anneals to the maximum | peak and final exchanged | [fairseq#2916](https://github.com/facebookresearch/fairseq/pull/2916) |
