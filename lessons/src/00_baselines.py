@@ -7,7 +7,7 @@
 #
 # *Needs:* a little NumPy, and what a logarithm is. Nothing else; this is the first lesson. *Paper:* LLaMA §2.1 and Figure 1; Shannon 1948. *Code:* [`minillama/nn/cross_entropy.py`](../minillama/nn/cross_entropy.py), [`minillama/evaluate.py`](../minillama/evaluate.py), [`minillama/text/corpus.py`](../minillama/text/corpus.py). *Time:* 40 minutes to read and solve, less than a minute to run.
 #
-# How to work with it: run the cells from top to bottom. Where it says **Your turn**, write the function, run the check, and read its sentence. You cannot break anything.
+# How to work with a lesson: run the cells from top to bottom. Where it says **Your turn**, write the function, run the check, and read its sentence. You cannot break anything.
 
 # %%
 import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or lessons/exercises/
@@ -175,7 +175,8 @@ for sigma in (0, 0.1, 0.5, 1.0):
 # How large is $\sigma$? The output head is a table of weights $W$, and a logit is $z_v = \sum_i W_{vi}\, n_i$. Here $n$ is a vector of $D$ numbers, all that the model has made of the text so far. A layer before the head, the final norm, gives it the length $\sum_i n_i^2 = D$ ([03 · RMSNorm](03_rmsnorm.ipynb)). The weights are drawn with standard deviation $w$. Variances of independent numbers add:
 #
 # $$\sigma^2 = \sum_i w^2 n_i^2 = w^2 D \tag{0.9}$$
-#
+
+# %% [markdown] lang="en"
 # We ask the real model, here with $D = 32$. It starts from $w = 0.02$; we also try two heads with larger weights, "louder" ones. Five **seeds** each: a seed is the number from which all random draws of a run are made.
 
 # %%
@@ -345,7 +346,8 @@ claim("the bits of its choices add up to the document's", abs(sum(b for _, b in 
 
 # %% [markdown] lang="en"
 # The document adds 674 and 583, column by column from the right: $4+3$, then $7+8$. The last sum begins with the 1 that was carried.
-#
+
+# %% [markdown] lang="en"
 # A name is one of 8: 3 bits. A digit is one of 10: 3.32 bits; the first one of the day is not 0, so one of 9. The comma before the third sum is a coin, 1 bit, for the columns could have ended there. **Everything else is free** for whoever knows the words, remembers, and can add: the results, the total, the name at the end. A reader who knows the grammar but forgets the text pays {{forget:.0f}} bits more for this document.
 
 # %% [markdown] lang="en"
