@@ -3,7 +3,7 @@
 #
 # **Question.** LLaMA reads whole numbers between 0 and 31,999. How does any text become such numbers, and come back, without losing a space? And why does LLaMA give every digit of 2023 a token of its own, when one token for the number would be shorter?
 #
-# After this lesson you can train byte-pair encoding by hand, encode and decode with it, say what LLaMA's three rules are for, and work out what a larger vocabulary costs and saves.
+# After this lesson you can train byte-pair encoding by hand, and encode and decode with it. You can also say what LLaMA's three rules are for, and what a larger vocabulary costs and saves.
 #
 # *Needs:* nothing; section 8 uses the excess of [00 · Baselines](00_baselines.ipynb). *Paper:* LLaMA §2.1; Sennrich et al. 2016 (arXiv:1508.07909), Algorithm 1; Kudo & Richardson 2018 (arXiv:1808.06226). *Code:* [`minillama/text/bpe.py`](../minillama/text/bpe.py); the same with SentencePiece's library: [`tokenizer.py`](../minillama/text/tokenizer.py); the file of both: [`model_file.py`](../minillama/text/model_file.py). *Time:* 40 minutes to read and solve, half a minute to run.
 
