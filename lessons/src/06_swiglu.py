@@ -133,6 +133,8 @@ claim("the slope of silu has a maximum above 1 and goes below 0", dgate.max() > 
 
 # %% [markdown] lang="en"
 # ### Your turn: both paths
+#
+# Write (6.5) and (6.6), for arrays of any shape.
 
 # %%
 from lessons.checks.swiglu import swiglu_backward  # exercise
@@ -174,6 +176,8 @@ claim("(6.8) agrees with finite differences, entry by entry", report.passed)
 # Take sizes that differ, here 5, 4 and 7: then a forgotten transpose stops with an error of shapes. With equal sizes it would run without a message.
 #
 # ### Your turn: the feed-forward's backward
+#
+# Write (6.8). You have $d\mathrm{out}$, $x$ and the three matrices; what the forward pass made of them, (6.7), has to be computed again.
 
 # %%
 from lessons.checks.swiglu import ffn_backward  # exercise
@@ -198,6 +202,8 @@ for name in ("7B", "13B", "33B", "65B"):
 
 # %% [markdown] lang="en"
 # ### Your turn: the width
+#
+# Write (6.9), for several $D$ at once, in whole numbers.
 
 # %%
 from lessons.checks.swiglu import hidden_size  # exercise
