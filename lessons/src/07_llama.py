@@ -458,7 +458,8 @@ claim("a long warm-up saves the norm after the sum at 0.06", saved.max() < 1.6, 
 # SwiGLU has three matrices where a plain feed-forward has two, so its width is $\frac23$ of the usual $4D$. As in (6.9), the fraction is dropped, and the result rounded **up** to a multiple that suits the hardware:
 #
 # $$F = \mathrm{multiple}\cdot\Bigl\lceil \lfloor 8D/3 \rfloor / \mathrm{multiple} \Bigr\rceil \tag{7.12}$$
-#
+
+# %% [markdown] lang="en"
 # Now count. Embedding and head have $VD$ each (they are two matrices, not one). Each of the $L$ blocks has four matrices of attention, three of SwiGLU and the gains of two norms. Then there is the last norm's gain:
 #
 # $$N = 2VD + L\,(4D^2 + 3DF + 2D) + D \tag{7.13}$$
@@ -476,6 +477,8 @@ for name in ("7B", "13B", "33B", "65B"):
 
 # %% [markdown] lang="en"
 # ### Your turn: count
+#
+# Write (7.12) and (7.13).
 
 # %%
 from lessons.checks.llama import count_params  # exercise
