@@ -70,6 +70,8 @@ for shard in shards:
 
 # %% [markdown] lang="en"
 # ### Your turn: epochs
+#
+# Write (12.1) and (12.2) for all sources at once. Each size is given in bytes, beside the source's bytes per token.
 
 # %%
 from lessons.checks.data import epochs  # exercise
@@ -103,6 +105,8 @@ record(sums_by_document=100 * by_document[2])
 # Our sums are short texts. With the same weights by document, they would have {{sums_by_document:.0f}} % of the tokens, and not 25 %.
 #
 # ### Your turn: from documents to tokens
+#
+# Write (12.3), for weights that need not sum to 1.
 
 # %%
 from lessons.checks.data import token_shares  # exercise
@@ -161,6 +165,8 @@ print("(12.6)      ", (f * (1 - f)).round(3), "   (12.5)", (B * shares * (1 - sh
 # The random numbers of a step are made from `[seed, step]` and nothing else. So a batch is a **pure function of (seed, step)**: a run that stops and goes on needs to remember no place in the data, and every step gets another batch.
 #
 # ### Your turn: the sampler
+#
+# Write (12.4). The offset $u$ is the first random number of the step.
 
 # %%
 from lessons.checks.data import row_sources  # exercise
@@ -174,7 +180,8 @@ check("12.row_sources", row_sources)
 # The loss on text that was trained on says little about the language. So the end of every stream is held out: of its $n$ tokens, those from the border $b$ on are never trained on. A row that begins at $s$ has $T+1$ tokens, since its last target is one further than its last input. Its last token, $s + T$, must lie before the border:
 #
 # $$\text{training:}\quad s + T \le b - 1 \;\Rightarrow\; s \in \{0, \dots, b - T - 1\} \tag{12.7}$$
-#
+
+# %% [markdown] lang="en"
 # Validation scores each held-out token once (but the first, which has none before it, and a rest that is too short for a row). Neighbouring rows share one token: the last target of one is the first input of the next.
 #
 # $$\text{validation:}\quad s = b,\; b+T,\; b+2T,\; \dots\quad\text{while } s + T \le n - 1 \tag{12.8}$$
@@ -182,6 +189,8 @@ check("12.row_sources", row_sources)
 # By hand: $n = 20$, $b = 10$, $T = 3$. Training rows begin at 0…6, and the last is 6, 7, 8, 9. Validation rows begin at 10, 13, 16: tokens 10…13, 13…16, 16…19. (In the built-in text whole documents are held out, which is stricter.)
 #
 # ### Your turn: where rows may begin
+#
+# Write (12.7) and (12.8). The stream has `tokens` tokens, and the last `held_out` of them are held out.
 
 # %%
 from lessons.checks.data import windows  # exercise
@@ -442,7 +451,8 @@ claim("independent rows make no difference that 200 steps show", abs(alone_rows.
 # A reader of one source knows which source comes. A reader of a mix must find out. Let a document be drawn in two steps: first its source $i$, with probability $p_i$, then the document itself. No text belongs to two of our sources. So its probability in the mix is the product $p_i\,P(\text{document}\mid i)$, and
 #
 # $$-\ln P(\text{document}) = \underbrace{-\ln p_i}_{\text{which source?}} - \ln P(\text{document}\mid i) \tag{12.9}$$
-#
+
+# %% [markdown] lang="en"
 # By hand: a share of 25 % costs $\ln 4 = 1.39$ nats, or 2 bits, once per document. No model can avoid this. And it also works in the other direction: what a model expects after `<s>` **tells us its shares**.
 #
 # Take care which shares: $p_i$ in (12.9) counts *documents*. Shares of tokens would first have to be turned into $q_i$ by (12.3). Below, every row begins with a document, so $p_i$ is the share of the rows, as in (12.4).
