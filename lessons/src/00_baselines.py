@@ -5,7 +5,7 @@
 #
 # After this lesson you can compute the loss of a language model by hand and turn it into perplexity and bits per byte. You can also say of a loss what it means: a fresh model, a counting model, a learned one, or a bug.
 #
-# *Needs:* a little NumPy, and what a logarithm is. Nothing else; this is the first lesson. *Paper:* LLaMA §2.1 and Figure 1; Shannon 1948. *Code:* [`minillama/nn/cross_entropy.py`](../minillama/nn/cross_entropy.py), [`minillama/evaluate.py`](../minillama/evaluate.py), [`minillama/text/corpus.py`](../minillama/text/corpus.py). *Time:* 40 minutes to read and solve, less than a minute to run.
+# *Needs:* a little NumPy, and what a logarithm is. Nothing else; this is the first lesson. *Paper:* LLaMA §2.1 and Figure 1; Shannon 1948 and 1951. *Code:* [`minillama/nn/cross_entropy.py`](../minillama/nn/cross_entropy.py), [`minillama/evaluate.py`](../minillama/evaluate.py), [`minillama/text/corpus.py`](../minillama/text/corpus.py). *Time:* 40 minutes to read and solve, less than a minute to run.
 #
 # How to work with a lesson: run the cells from top to bottom. Where it says **Your turn**, write the function, run the check, and read its sentence. You cannot break anything.
 
@@ -172,7 +172,7 @@ for sigma in (0, 0.1, 0.5, 1.0):
           f"{measured:.3f}, (0.8) {np.log(V) + sigma**2 / 2:.3f}")
 
 # %% [markdown] lang="en"
-# How large is $\sigma$? The output head is a table of weights $W$, and a logit is $z_v = \sum_i W_{vi}\, n_i$. Here $n$ is a vector of $D$ numbers, all that the model has made of the text so far. A layer before the head, the final norm, gives it the length $\sum_i n_i^2 = D$ ([03 · RMSNorm](03_rmsnorm.ipynb)). The weights are drawn with standard deviation $w$. Variances of independent numbers add:
+# How large is $\sigma$? The output head is a table of weights $W$, and a logit is $z_v = \sum_i W_{vi}\, n_i$. Here $n$ is a vector of $D$ numbers, all that the model has made of the text so far. A layer before the head, the final norm, scales it so that $\sum_i n_i^2 = D$ ([03 · RMSNorm](03_rmsnorm.ipynb)). The weights are drawn with standard deviation $w$. Variances of independent numbers add:
 #
 # $$\sigma^2 = \sum_i w^2 n_i^2 = w^2 D \tag{0.9}$$
 
