@@ -323,7 +323,7 @@ claim("where they do not, no deeper model beats the best one of one layer",
 #
 # $$r_L^2 = r_0^2 + 2L\,s^2 \qquad\text{with the rule:}\qquad r_L^2 = r_0^2 + 2L\cdot\frac{s^2}{2L} = r_0^2 + s^2 \tag{7.11}$$
 #
-# By hand, $r_0 = s = 1$ and $L = 32$: $\sqrt{65} = 8.1$ without it, and $\sqrt2 = 1.4$ at any depth with it.
+# By hand, $r_0 = s = 1$ and $L = 32$: $\sqrt{65} = 8.1$ without the rule, and $\sqrt2 = 1.4$ with it, at any depth.
 
 # %%
 L = 32
