@@ -145,7 +145,7 @@ plt.show()
 # $$\operatorname{Var}[n_i] = \sum_{k<B} p_i(1-p_i) = B\,p_i(1-p_i) \tag{12.5}$$
 
 # %% [markdown] lang="en"
-# Now (12.4). Source $i$ is an interval that is $Bp_i$ steps long. Write $Bp_i = m + f$, with $m$ whole and $0 \le f < 1$. While $u$ runs from 0 to 1, the points move by exactly one step. So $m$ whole steps hold $m$ points, always. The rest, of length $f$, is met by a point for a share $f$ of all $u$. So $n_i = m + b$, where $b$ is 1 with probability $f$. Its mean is $m + f = Bp_i$, exactly right, and
+# Now (12.4). Source $i$ is an interval that is $Bp_i$ steps long. Write $Bp_i = m + f$, with $m$ whole and $0 \le f < 1$. While $u$ runs from 0 to 1, the points move by exactly one step. So $m$ whole steps hold $m$ points, always. The rest has length $f$, and for a share $f$ of all $u$ a point falls into it. So $n_i = m + b$, where $b$ is 1 with probability $f$. Its mean is $m + f = Bp_i$, exactly right, and
 #
 # $$\operatorname{Var}[n_i] = f(1-f) \le \tfrac14,\qquad |n_i - Bp_i| < 1 \tag{12.6}$$
 
@@ -162,7 +162,7 @@ f = B * shares % 1
 print("(12.6)      ", (f * (1 - f)).round(3), "   (12.5)", (B * shares * (1 - shares)).round(3))
 
 # %% [markdown] lang="en"
-# The random numbers of a step are made from `[seed, step]` and nothing else. So a batch is a **pure function of (seed, step)**: a run that stops and goes on needs to remember no place in the data, and every step gets another batch.
+# The random numbers of a step are made from `[seed, step]` and nothing else. So a batch is a **pure function of (seed, step)**: a run that was stopped can go on without knowing its place in the data, and every step gets another batch.
 #
 # ### Your turn: the sampler
 #
@@ -284,7 +284,7 @@ claim("and not worse by 0.15", all(on(matrix["the mix"], s).mean() < on(own[s], 
       fast=False)
 
 # %% [markdown] lang="en"
-# ## 7 · The share as a lever
+# ## 7 · Changing one share
 #
 # Now we change one share. Sums get 0 to 100 % of the tokens, the others keep their proportion, and all runs read the same number of tokens.
 
