@@ -143,7 +143,7 @@ EXERCISES = {
     "07.residual_backward": Exercise(
         residual_backward, ("d",), _residual_inputs,
         (
-            Mistake("skip-dropped", STEP, "J.T @ d[-1]", "the gradient of the skip is dropped: the 1 of 1 + J in (7.3) is missing, and the rest shrinks or grows with every branch"),
+            Mistake("skip-dropped", STEP, "J.T @ d[-1]", "the gradient of the skip is dropped: the I of I + J in (7.3) is missing, and the rest shrinks or grows with every branch"),
             Mistake("branch-dropped", STEP, "d[-1]", "the gradient passes the skips alone, and no branch sends anything back (7.3)"),
             Mistake("not-transposed", "J.T @", "J @", "J is not transposed: an input collects from all outputs, so the sum runs over J's first index (7.3)"),
             Mistake("forward-order", "jacobians[::-1]", "jacobians", "the branches are taken from the first to the last; backward begins at the last one"),

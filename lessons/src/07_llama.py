@@ -3,9 +3,9 @@
 #
 # **Question.** How do six ops become LLaMA, and how do you know that the whole gradient is right?
 #
-# After this lesson you can write a block forward and backward, derive the gradient on a residual stream, say which `+` is missing from a table of errors, count the parameters of any LLaMA to the last one, and predict how large the stream grows with depth.
+# After this lesson you can write a block forward and backward, derive the gradient on a residual stream, and say from a table of errors which `+` is missing. You can also count the parameters of any LLaMA to the last one, and predict how large the stream grows with depth.
 #
-# *Needs:* [02 · Gradients](02_gradients.ipynb), [03 · RMSNorm](03_rmsnorm.ipynb), [05 · Attention](05_attention.ipynb). *Paper:* LLaMA §2.2, tables 2 and 15. *Code:* [`minillama/nn/block.py`](../minillama/nn/block.py), [`minillama/nn/model.py`](../minillama/nn/model.py). *Time:* 40 minutes to read and solve, about a minute to run.
+# *Needs:* [02 · Gradients](02_gradients.ipynb), [03 · RMSNorm](03_rmsnorm.ipynb), [05 · Causal attention](05_attention.ipynb). *Paper:* LLaMA §2.2, §2.4, tables 2 and 15. *Code:* [`minillama/nn/block.py`](../minillama/nn/block.py), [`minillama/nn/model.py`](../minillama/nn/model.py). *Time:* 40 minutes to read and solve, about a minute to run.
 
 # %%
 import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or lessons/exercises/
@@ -22,14 +22,14 @@ from minillama.report.plan import plan
 # %% [markdown] lang="en"
 # ## 1 · The only new thing is a plus
 #
-# Embedding, linear layer, RMSNorm, RoPE, attention, SwiGLU: these six ops are all that LLaMA computes with. Each has its backward. What is left is to connect them, and that needs one more rule, for a value that is **used more than once**:
+# Embedding, linear layer, RMSNorm, RoPE, attention, SwiGLU: with these six ops a LLaMA makes its logits. Each has its backward. What is left is to connect them. That needs one rule, which [02](02_gradients.ipynb) met already, for a value that is **used more than once**:
 #
 # $$y = g(a),\quad z = k(a)\qquad\Rightarrow\qquad da = \Bigl(\frac{\partial y}{\partial a}\Bigr)^{\!\top} dy + \Bigl(\frac{\partial z}{\partial a}\Bigr)^{\!\top} dz \tag{7.1}$$
 #
 # Each use sends a gradient back, and they **add up**.
 
 # %% [markdown] lang="en"
-# By hand, with numbers: $h = x + x^2$ and $out = h + 3h$ at $x = 2$. Backward: $dh = 1 + 3 = 4$, and $dx = dh + 2x\,dh = 4 + 16 = 20$.
+# By hand, with numbers: $h = x + x^2$ and $out = h + 3h$ at $x = 2$, with $dout = 1$. Backward: $dh = 1 + 3 = 4$, and $dx = dh + 2x\,dh = 4 + 16 = 20$.
 
 # %%
 x = np.array([2.0])
@@ -40,7 +40,7 @@ print("by hand:", dh + 2 * 2 * dh, "  measured:", numerical_gradient(out, x)[0].
 # %% [markdown] lang="en"
 # ## 2 · A gradient on the residual stream
 #
-# The two plus signs of that example are those of a LLaMA. Its *residual stream* $x$ is a vector per token. Every branch $f_l$, attention or feed-forward, reads it and adds something to it:
+# A LLaMA has the plus signs of that example. Its **residual stream** $x$ is a vector per token. Every branch $f_l$, attention or feed-forward, reads it and adds something to it:
 #
 # $$x_{l+1} = x_l + f_l(x_l) \tag{7.2}$$
 #
@@ -63,7 +63,7 @@ print("(7.3) is off by", np.abs(dout + jacobian(1, x1).T @ dout - numerical_grad
 #
 # $$dx_0 = (I + J_0)^\top (I + J_1)^\top dx_2 = \bigl(I + J_0^\top + J_1^\top + J_0^\top J_1^\top\bigr)\, dx_2 \tag{7.4}$$
 #
-# $n$ branches make $2^n$ ways, and **one of them is always $I$**: no branch, no weight, no norm on it. Along it, the loss's gradient reaches the first layer of any depth unchanged.
+# $n$ branches make $2^n$ ways, and **one of them is always $I$**: no branch, no weight, no norm on it. Along it, the gradient reaches the first layer unchanged, however deep the model is.
 
 # %%
 J0, J1 = jacobian(0, x0), jacobian(1, x1)
@@ -86,7 +86,7 @@ check("07.residual_backward", residual_backward)
 # %% [markdown] lang="en"
 # ## 3 · The block, forward
 #
-# One block has two branches. Each reads a *normalised copy* of the stream, and adds to the stream itself:
+# One **block** has two branches. Each reads a *normalised copy* of the stream, and adds to the stream itself ($\odot$: entry by entry):
 #
 # $$n = \mathrm{norm}(x)\qquad h = x + W_o\,\mathrm{attention}\bigl(\mathrm{rope}(W_q n),\ \mathrm{rope}(W_k n),\ W_v n\bigr) \tag{7.5}$$
 # $$m = \mathrm{norm}(h)\qquad out = h + W_2\,\bigl(\mathrm{silu}(W_1 m)\odot W_3 m\bigr) \tag{7.6}$$
@@ -130,9 +130,9 @@ from lessons.checks.llama import block_forward  # exercise
 check("07.block_forward", block_forward)
 
 # %% [markdown] lang="en"
-# ## 4 · The same lines, upside down
+# ## 4 · The same lines, backward
 #
-# We walk from $out$ to $x$. The last line was $out = h + f$: both get $dout$. First the branch: back through $W_2$ and SwiGLU, which gives $dgate$ and $dup$. Both came from $m$, so the first fork is here:
+# We go from $out$ to $x$. The last line was $out = h + f$, with $f$ for the branch: both get $dout$. First the branch: back through $W_2$ and SwiGLU, which gives $dgate$ and $dup$. Both came from $m$, so here is the first **fork**, a place where the forward line splits:
 #
 # $$dm = W_1^\top dgate + W_3^\top dup \tag{7.7}$$
 
@@ -145,7 +145,7 @@ loss_m = lambda: float(((h + ffn(m)) * dout).sum())
 print("(7.7) is off by", np.abs(dm - numerical_gradient(loss_m, m)).max())
 
 # %% [markdown] lang="en"
-# Then $h$, the second fork. The skip brings $dout$ as it is. The branch brings $dm$, through the norm ([03 · RMSNorm](03_rmsnorm.ipynb) derives it):
+# Then $h$, the second fork. The skip brings $dout$ as it is. The branch brings $dm$, through the backward of the norm, for which we write $\mathrm{norm}'$ ([03 · RMSNorm](03_rmsnorm.ipynb) derives it):
 #
 # $$dh = dout + \mathrm{norm}'(dm) \tag{7.8}$$
 
@@ -155,7 +155,7 @@ loss_h = lambda: float(((h + ffn(norm(h, "ffn_norm"))) * dout).sum())
 print("(7.8) is off by", np.abs(dh - numerical_gradient(loss_h, h)).max())
 
 # %% [markdown] lang="en"
-# From here on, $dh$ takes the part that $dout$ had. Note that attention gets $dh$ and not $dout$: what it wrote was also read by the feed-forward. The third fork is $n$, with three uses. $dq$ and $dk$ are turned back first; $v$ was never turned:
+# From here on, $dh$ takes the place of $dout$. Note that attention gets $dh$ and not $dout$: what it wrote was also read by the feed-forward. The third fork is $n$, with three uses. $dq$ and $dk$ first go through $\mathrm{rope}'$, which turns them back ([04](04_rope.ipynb)); $v$ was never turned:
 #
 # $$dn = W_q^\top\,\mathrm{rope}'(dq) + W_k^\top\,\mathrm{rope}'(dk) + W_v^\top dv \tag{7.9}$$
 
@@ -180,7 +180,7 @@ print("(7.10) is off by", np.abs(dx - numerical_gradient(loss, x)).max())
 print("and from block_backward by", np.abs(dx - nn.block_backward(dout, cache)[0]).max())
 
 # %% [markdown] lang="en"
-# ### Your turn: the block, upside down
+# ### Your turn: the block, backward
 #
 # The ops' backward functions are given, each one from the gradient of its output to that of its input. (In the real code the same calls also return the gradients of the weights.)
 
@@ -193,7 +193,7 @@ check("07.block_backward", block_backward)
 # %% [markdown] lang="en"
 # ## 5 · Is the whole gradient right?
 #
-# A model is an embedding, $L$ blocks, one more norm and the output head. We take a small one, with random gains and repeated ids, and compare every entry of every parameter with finite differences. Then we leave out one `+` in all blocks, and compare again.
+# A model is an embedding, $L$ blocks, one more norm and the output head. We take a small one, with random gains and repeated ids. Every entry of every parameter's gradient is compared with finite differences. Then we leave out one `+` in all blocks, and compare again.
 
 # %%
 small = ModelConfig(dim=8, n_layers=2, n_heads=2, vocab_size=7, multiple_of=4, max_seq_len=5, norm_eps=1e-2)
@@ -214,7 +214,8 @@ def gradient(how="no_plus"):
 
 # %%
 truth = {name: numerical_gradient(lambda: loss_of(params), p) for name, p in params.items()}
-missing = {"right": "no_plus", "m: w3 overwrites w1": "no_m", "h: skip dropped": "no_h", "n: wv overwrites wq, wk": "no_n", "x: skip dropped": "no_x"}
+missing = {"right": "no_plus", "m: w3 overwrites w1": "no_m", "h: skip dropped": "no_h",
+           "n: wv overwrites wq, wk": "no_n", "x: skip dropped": "no_x"}
 within = ("w2", "w1", "w3", "ffn_norm", "wo", "wv", "wk", "wq", "attention_norm")
 order = ["output", "norm", *(f"layers.{layer}.{name}" for layer in (1, 0) for name in within), "tok_embeddings"]
 worst = lambda grads: [np.abs(grads[name] - truth[name]).max() / np.abs(truth[name]).max() for name in order]
@@ -223,7 +224,8 @@ errors = {name: worst(gradient(how)) for name, how in missing.items()}
 # %%
 fig, axis = plt.subplots(figsize=(7.2, 3.1))
 image = axis.imshow(np.log10(np.array(list(errors.values())) + 1e-12), cmap="cividis", vmin=-8, vmax=0, aspect="auto")
-axis.set(yticks=range(len(errors)), yticklabels=errors, title="The first yellow field names the missing + (dark: right)")
+axis.set(yticks=range(len(errors)), yticklabels=errors,
+         title="The first yellow field names the missing + (dark: right)")
 axis.set_xticks(range(len(order)), [name.replace("layers.", "") for name in order], rotation=90, fontsize=8)
 axis.set_xlabel("parameters, in the order of backward →")
 axis.grid(False)
@@ -231,7 +233,7 @@ fig.colorbar(image, ax=axis, shrink=0.9, label="log₁₀ of the\nrelative error
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember this picture.** Backward runs from left to right. A missing `+` leaves everything before it right, and spoils everything after it. So the first yellow field stands right behind the fork. What comes back to $m$ goes to `ffn_norm`, to $h$: to `wo`, to $n$: to `attention_norm`, to $x$: to the layer below.
+# **Remember this picture.** Backward runs from left to right. A missing `+` leaves everything before it right, and makes everything after it wrong. So the first yellow field stands directly behind the fork. Behind $m$ comes `ffn_norm`, behind $h$ `wo`, behind $n$ `attention_norm`, and behind $x$ the layer below.
 
 # %%
 first_wrong = {}
@@ -242,42 +244,46 @@ for name, found in errors.items():
 claim("with all four every parameter is right", max(errors["right"]) < 1e-7)
 behind = {name: errors[name][order.index(first_wrong[name]):] for name in missing if name != "right"}
 claim("the first wrong tensor names the fork",
-      [first_wrong[name] for name in behind] == ["layers.1.ffn_norm", "layers.1.wo", "layers.1.attention_norm", "layers.0.w2"])
+      [first_wrong[name] for name in behind] == ["layers.1.ffn_norm", "layers.1.wo", "layers.1.attention_norm",
+                                                 "layers.0.w2"])
 claim("and what comes after it is wrong by more than 1 %", all(min(found) > 0.01 for found in behind.values()))
 
 # %% [markdown] lang="en"
-# A real model has too many entries for this. [08](08_wrong_gradients.ipynb) derives the cheap way: the slope along a random direction through all parameters at once. Two evaluations tell whether a gradient is right; the table tells where it is not.
+# A real model has too many entries for this. [08](08_wrong_gradients.ipynb) derives a cheaper way: the slope along a random direction through all parameters at once. Each direction costs two evaluations of the loss. It tells whether a gradient is right; the table tells where it is wrong.
 
 # %%
 print("right\n" + str(check_directions(loss_of, params, gradient(), directions=2)))
 print("m: w3 overwrites w1\n" + str(check_directions(loss_of, params, gradient("no_m"), directions=2)))
-claim("two directions pass the right one and reject the other four", all(
-    check_directions(loss_of, params, gradient(how), directions=2).passed == (name == "right") for name, how in missing.items()))
+passed = {name: check_directions(loss_of, params, gradient(how), directions=2).passed for name, how in missing.items()}
+claim("two directions pass the right one and reject the other four",
+      all(found == (name == "right") for name, found in passed.items()))
 
 # %% [markdown] lang="en"
 # ## 6 · Would the loss have told you?
 #
-# We train with each of them: the forward pass is right, one `+` is missing on the way back. For comparison, a block without skips at all, forward and backward. The excess is loss minus the text's entropy floor; a dot is a seed.
+# We train with each of them: the forward pass is right, one `+` is missing on the way back. For comparison, one model has no skips at all, forward or backward. The excess is loss minus the text's entropy floor; a dot is a seed.
 
 # %%
-plus = {"right": {}, "m: w3 overwrites w1": "no_m", "n: wv overwrites wq, wk": "no_n", "h: skip dropped": "no_h", "x: skip dropped": "no_x",
-        "both skips dropped": "no_skips", "no skips forward either": "no_skip"}
+plus = {"right": {}, "m: w3 overwrites w1": "no_m", "n: wv overwrites wq, wk": "no_n", "h: skip dropped": "no_h",
+        "x: skip dropped": "no_x", "both skips dropped": "no_skips", "no skips forward either": "no_skip"}
 arms = {name: {"patch": museum_07.patch_of(how)} if how else {} for name, how in plus.items()}
 seeds = 1 if FAST else 3
 trained = lab.run(arms, seeds=seeds, steps=150, evaluations=1)
 lab.table(trained)
 
 # %% [markdown] lang="en"
-# And does depth still pay? We train the right model, and the one whose two skips carry no gradient, with 1, 2, 4 and 6 layers:
+# And does depth still help? We train the right model, and the one whose two skips carry no gradient, with 1, 2, 4 and 6 layers:
 
 # %%
 depths = (1, 4, 6)  # and 2, from above
 dropped = {"patch": museum_07.patch_of("no_skips")}
-by_depth = lab.run({f"{name}, {L} layers": {"n_layers": L, **arm} for L in depths for name, arm in (("right", {"lr": 1e-2}), ("dropped", dropped))},
+by_depth = lab.run({f"{name}, {L} layers": {"n_layers": L, **arm} for L in depths
+                    for name, arm in (("right", {"lr": 1e-2}), ("dropped", dropped))},
                    seeds=seeds, steps=150, evaluations=1)
 by_depth |= {"right, 2 layers": trained["right"], "dropped, 2 layers": trained["both skips dropped"]}
 depths = (1, 2, 4, 6)
-deep = {name: np.array([by_depth[f"{name}, {L} layers"].final for L in depths]) for name in ("right", "dropped")}  # (depths, seeds)
+# (depths, seeds)
+deep = {name: np.array([by_depth[f"{name}, {L} layers"].final for L in depths]) for name in ("right", "dropped")}
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4), width_ratios=(1, 1.05))
@@ -287,12 +293,13 @@ left.set_xlabel("excess after 150 steps (nats/token)", fontsize=9)
 for found, colour, label in zip(deep.values(), (lab.COLOURS[2], lab.COLOURS[1]), ("right", "skips carry no gradient")):
     right.plot(depths, found.mean(1), "o-", color=colour, markersize=4, label=label)
     right.fill_between(depths, found.min(1), found.max(1), color=colour, alpha=0.2, linewidth=0)
-right.set(xlabel="layers", xticks=depths, ylabel="excess (nats/token)", ylim=(0, None), title="Without the skip, depth is wasted")
+right.set(xlabel="layers", xticks=depths, ylabel="excess (nats/token)", ylim=(0, None),
+          title="Without the skip, depth is wasted")
 right.legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# An overwritten fork hardly shows: {{no_m:.2f}} and {{no_n:.2f}} against {{right:.2f}}. A dropped skip costs more, {{no_h:.2f}} and {{no_x:.2f}}, but who would know, without the right one beside it? The price grows with depth. Six layers bring the right model from {{one_right:.2f}} to {{deep_right:.2f}}, and the other one from {{one_dropped:.2f}} to {{deep_dropped:.2f}}: **without the skips, no added layer helps.**
+# An overwritten fork hardly shows: {{no_m:.2f}} and {{no_n:.2f}} against {{right:.2f}}. A dropped skip costs more, {{no_h:.2f}} and {{no_x:.2f}}. But who would notice, without the right one beside it? In deeper models the loss is larger. From one layer to six, the right model goes from {{one_right:.2f}} to {{deep_right:.2f}}, the other one from {{one_dropped:.2f}} to {{deep_dropped:.2f}}: **without the skips' gradient, no added layer helps.**
 
 # %%
 record(right=trained["right"].mean, **{how: trained[name].mean for name, how in plus.items() if how})
@@ -301,20 +308,22 @@ for name in deep:
 right_band, band = trained["right"].band, lambda name: trained[name].band
 for name in ("m: w3 overwrites w1", "n: wv overwrites wq, wk"):
     claim(f"{name}: costs less than 0.15 nats/token", abs(trained[name].mean - trained["right"].mean) < 0.15)
-claim("each dropped skip is worse at every seed", all(band(name)[0] > right_band[1] + 0.05 for name in list(plus)[3:]), fast=False)
+claim("each dropped skip is worse at every seed", all(band(name)[0] > right_band[1] + 0.05 for name in list(plus)[3:]),
+      fast=False)
 claim("without skips forward either, almost nothing is learned", band("no skips forward either")[0] > 2)
-claim("six layers are better than one, at every seed, where the skips carry", deep["right"][-1].max() + 0.1 < deep["right"][0].min(), fast=False)
+claim("six layers are better than one, at every seed, where the skips carry",
+      deep["right"][-1].max() + 0.1 < deep["right"][0].min(), fast=False)
 claim("where they do not, no deeper model beats the best one of one layer",
       deep["dropped"][1:].min() > deep["dropped"][0].min(), fast=False)
 
 # %% [markdown] lang="en"
 # ## 7 · How large the stream grows
 #
-# Before training, a branch adds something random. Random vectors are almost at right angles, so their mean squares add up. Let each of the $2L$ branches add $s^2$ to the stream's mean square $r_0^2$. GPT-2's rule starts `wo` and `w2` smaller by $1/\sqrt{2L}$, so that each branch adds $s^2/2L$:
+# Before training, a branch adds something random. Random vectors are almost at right angles, so their mean squares add up. Each of the $2L$ branches reads a *normalised* copy, so all of them add about the same $s^2$ to the mean square $r_0^2$ of the stream. GPT-2's rule starts `wo` and `w2` smaller by $1/\sqrt{2L}$, so that each branch adds $s^2/2L$:
 #
 # $$r_L^2 = r_0^2 + 2L\,s^2 \qquad\text{with the rule:}\qquad r_L^2 = r_0^2 + 2L\cdot\frac{s^2}{2L} = r_0^2 + s^2 \tag{7.11}$$
 #
-# By hand, $r_0 = s = 1$ and $L = 32$: $\sqrt{65} = 8.1$ without it, and $\sqrt2 = 1.4$ at any depth with it.
+# By hand, $r_0 = s = 1$ and $L = 32$: $\sqrt{65} = 8.1$ without the rule, and $\sqrt2 = 1.4$ with it, at any depth.
 
 # %%
 L = 32
@@ -326,12 +335,13 @@ rms = lambda a: float(np.sqrt((a * a).mean()))
 def start(seed, rule):
     """Matrices of standard deviation 1/√D, gains of 1; with the rule, wo and w2 smaller."""
     rng = np.random.default_rng(seed)
-    made = {k: np.ones(s, np.float32) if len(s) == 1 else rng.standard_normal(s, np.float32) / 8 for k, s in nn.param_shapes(deep_config).items()}
+    made = {k: np.ones(s, np.float32) if len(s) == 1 else rng.standard_normal(s, np.float32) / 8
+            for k, s in nn.param_shapes(deep_config).items()}
     return {k: p / np.float32(np.sqrt(2 * L)) if rule and k.endswith((".wo", ".w2")) else p for k, p in made.items()}
 
 # %%
 def through(seed, rule=False, how="no_plus"):
-    """rms of the stream, and of a random gradient on it, before each block and after the last; and the last block's s."""
+    """rms of the stream and of a random gradient on it, before each block and after the last; the last block's s."""
     made, (x, dx) = start(seed, rule), np.random.default_rng(100 + seed).standard_normal((2, 4, 32, 64), np.float32)
     sizes, caches, grads = [rms(x)], [], [rms(dx)]
     with lab.patched(museum_07.patch_of(how)):
@@ -363,12 +373,13 @@ for (name, runs), colour in zip(streams.items(), (lab.COLOURS[0], lab.COLOURS[2]
         axis.plot(range(L + 1), found[:, k].mean(0), color=colour, label=name)
         axis.fill_between(range(L + 1), found[:, k].min(0), found[:, k].max(0), color=colour, alpha=0.2, linewidth=0)
 axes[0].set(xlabel="blocks passed", ylabel="rms of the stream", ylim=(0, None), title="Forward: what is carried on")
-axes[1].set(xlabel="block (backward runs to the left)", ylabel="rms of its gradient", yscale="log", ylim=(1e-12, 1e3), title="Backward: what arrives")
+axes[1].set(xlabel="block (backward runs to the left)", ylabel="rms of its gradient", yscale="log", ylim=(1e-12, 1e3),
+            title="Backward: what arrives")
 axes[1].legend(loc="lower left")
 plt.show()
 
 # %% [markdown] lang="en"
-# Without the identity of (7.3), after {{layers_lost:.0f}} blocks a millionth of the gradient is left. With the norm *after* the sum, as in the transformer of 2017, the stream stays at 1, but the gradient must pass a norm at every step and grows to {{post_gain:.0f}} times its size. With the norm in the branch it ends at {{pre_gain:.0f}} times, and with $1/\sqrt{2L}$ as well at {{rule_gain:.1f}} times.
+# Without the identity of (7.3), less than a millionth of the gradient is left after {{layers_lost:.0f}} blocks. With the norm *after* the sum, as in the transformer of 2017, the stream stays at 1. But its gradient must pass two norms in every block, and grows to {{post_gain:.0f}} times its size. With the norm in the branch it grows to {{pre_gain:.0f}} times, and with $1/\sqrt{2L}$ in addition to {{rule_gain:.1f}} times.
 
 # %%
 gain = {name: [curves[1, 0] / curves[1, -1] for curves, _ in runs] for name, runs in streams.items()}
@@ -380,18 +391,20 @@ predicted = {name: [np.sqrt(curves[0, 0] ** 2 + 2 * L * s**2) for curves, s in r
 for name in ("norm in the branch", "… and 1/√(2L)"):
     claim(f"{name}: (7.11) holds within a tenth", np.allclose(final_size[name], predicted[name], rtol=0.1))
 claim("the rule keeps the stream below 1.6 at depth 32", max(final_size["… and 1/√(2L)"]) < 1.6)
-claim("with the norm after the sum the gradient grows more, at every seed", min(gain["norm after the sum"]) > 3 * max(gain["norm in the branch"]))
+claim("with the norm after the sum the gradient grows more, at every seed",
+      min(gain["norm after the sum"]) > 3 * max(gain["norm in the branch"]))
 claim("without the skips' gradient nothing arrives", max(gain["skips carry no gradient"]) < 1e-9)
 
 # %% [markdown] lang="en"
 # ## 8 · Norm before the branch, or after the sum?
 #
-# This is the first change that LLaMA's §2.2 names. Does it matter? At one learning rate you could "prove" either answer. So: six layers, four rates, three seeds, both blocks.
+# This is the first change that LLaMA's §2.2 names. Does it matter? At one learning rate you could "prove" either answer. So we take six layers, four rates, three seeds, both blocks. One run more has a long **warm-up**: its rate rises from near zero for half of the run ([10](10_stability.ipynb)).
 
 # %%
 rates = (1e-2, 3e-2, 6e-2, 2e-1)
 post = {"patch": museum_07.patch_of("post_norm"), "n_layers": 6}
-arms = {f"before, lr {lr:g}": {"n_layers": 6, "lr": lr} for lr in rates} | {f"after, lr {lr:g}": {**post, "lr": lr} for lr in rates}
+arms = {f"before, lr {lr:g}": {"n_layers": 6, "lr": lr} for lr in rates}
+arms |= {f"after, lr {lr:g}": {**post, "lr": lr} for lr in rates}
 arms["after, lr 0.06, half of the run is warm-up"] = {**post, "lr": 6e-2, "warmup_steps": 75}
 norms = lab.run(arms, seeds=seeds, steps=150, evaluations=1)
 lab.table(norms)
@@ -405,14 +418,16 @@ print(f"a table of token frequencies has an excess of {frequencies:.2f}")
 
 # %%
 fig, axis = plt.subplots(figsize=(7.2, 3.6))
-for place, colour, label in (("before", lab.COLOURS[2], "norm before the branch (LLaMA)"), ("after", lab.COLOURS[1], "norm after the sum (2017)")):
+for place, colour, label in (("before", lab.COLOURS[2], "norm before the branch (LLaMA)"),
+                             ("after", lab.COLOURS[1], "norm after the sum (2017)")):
     found = np.array([norms[f"{place}, lr {lr:g}"].final for lr in rates])
     axis.plot(rates, found.mean(1), "o-", color=colour, markersize=4, label=label)
     axis.fill_between(rates, found.min(1), found.max(1), color=colour, alpha=0.2, linewidth=0)
 saved = norms["after, lr 0.06, half of the run is warm-up"].final
 axis.plot([6e-2] * len(saved), saved, "s", color=lab.COLOURS[3], markersize=6, label="after the sum, long warm-up")
 axis.axhline(frequencies, color="#888888", linewidth=0.8, linestyle=":")
-axis.text(rates[0], frequencies, "knows how often each token occurs, and nothing else", va="bottom", fontsize=9, color="#444444")
+axis.text(rates[0], frequencies, "knows how often each token occurs, and nothing else", va="bottom", fontsize=9,
+          color="#444444")
 axis.set(xscale="log", xlabel="peak learning rate", ylabel="excess after 150 steps (nats/token)", ylim=(0, 4.4))
 axis.set_title("The norm in the branch buys the high learning rates")
 axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
@@ -421,27 +436,31 @@ axis.legend(loc="center left", bbox_to_anchor=(0, 0.62))
 plt.show()
 
 # %% [markdown] lang="en"
-# At 0.01 and 0.03 there is no difference; at 0.03, {{before_3e2:.2f}} and {{after_3e2:.2f}}. At 0.06 all three runs with the norm after the sum end at {{after_6e2:.2f}}. That is what a table of token frequencies gives, {{frequencies:.2f}}: they have learned nothing else. A warm-up over half of the run brings them back to {{saved:.2f}}. LLaMA's block trains at every rate here.
+# At 0.01 and 0.03 there is no difference; at 0.03, {{before_3e2:.2f}} and {{after_3e2:.2f}}. At 0.06 all three runs with the norm after the sum end at {{after_6e2:.2f}}. That is what a table of token frequencies gives, {{frequencies:.2f}}: they have learned nothing else. With the long warm-up they reach {{saved:.2f}}. LLaMA's block trains at every rate here.
 
 # %%
 final = lambda place, lr: norms[f"{place}, lr {lr:g}"].final
-record(before_3e2=final("before", 3e-2).mean(), after_3e2=final("after", 3e-2).mean(), after_6e2=final("after", 6e-2).mean())
+record(before_3e2=final("before", 3e-2).mean(), after_3e2=final("after", 3e-2).mean(),
+       after_6e2=final("after", 6e-2).mean())
 record(frequencies=frequencies, saved=saved.mean())
 apart = [abs(final("before", lr).mean() - final("after", lr).mean()) for lr in (1e-2, 3e-2)]
 claim("at lr 0.01 and 0.03 they are within 0.1 nats/token", max(apart) < 0.1, fast=False)
 beyond = [np.abs(final("after", lr) - frequencies).max() for lr in (6e-2, 2e-1)]
-claim("at 0.06 and 0.2, with the norm after the sum, every run knows the frequencies and no more", max(beyond) < 0.3, fast=False)
-claim("with the norm before the branch, every run at every rate trains", max(final("before", lr).max() for lr in rates) < 1.6, fast=False)
+claim("at 0.06 and 0.2, with the norm after the sum, every run knows the frequencies and no more", max(beyond) < 0.3,
+      fast=False)
+claim("with the norm before the branch, every run at every rate trains",
+      max(final("before", lr).max() for lr in rates) < 1.6, fast=False)
 claim("a long warm-up saves the norm after the sum at 0.06", saved.max() < 1.6, fast=False)
 
 # %% [markdown] lang="en"
 # ## 9 · Counting to 65 billion
 #
-# SwiGLU has three matrices where a plain feed-forward has two, so its width is $\frac23$ of the usual $4D$; the fraction is dropped, and the result rounded **up** to a multiple, so that it suits the hardware:
+# SwiGLU has three matrices where a plain feed-forward has two, so its width is $\frac23$ of the usual $4D$. As in (6.9), the fraction is dropped, and the result rounded **up** to a multiple that suits the hardware:
 #
 # $$F = \mathrm{multiple}\cdot\Bigl\lceil \lfloor 8D/3 \rfloor / \mathrm{multiple} \Bigr\rceil \tag{7.12}$$
-#
-# Then: embedding and head, which share nothing, $V D$ each; in each of $L$ blocks four matrices of attention, three of SwiGLU and two gains; and the last norm's gain:
+
+# %% [markdown] lang="en"
+# Now count. Embedding and head have $VD$ each (they are two matrices, not one). Each of the $L$ blocks has four matrices of attention, three of SwiGLU and the gains of two norms. Then there is the last norm's gain:
 #
 # $$N = 2VD + L\,(4D^2 + 3DF + 2D) + D \tag{7.13}$$
 #
@@ -458,6 +477,8 @@ for name in ("7B", "13B", "33B", "65B"):
 
 # %% [markdown] lang="en"
 # ### Your turn: count
+#
+# Write (7.12) and (7.13).
 
 # %%
 from lessons.checks.llama import count_params  # exercise
@@ -466,7 +487,7 @@ from lessons.checks.llama import count_params  # exercise
 check("07.count_params", count_params)
 
 # %% [markdown] lang="en"
-# Now the arithmetic. A matrix entry is one multiplication and one addition per token, the embedding is a look-up and costs none. Scores and weighted values need $2D$ each for every pair of tokens; with a causal mask, a token has $T/2$ partners on average. Backward costs twice as much as forward. Per trained token:
+# Now the arithmetic, in FLOPs. A matrix entry is one multiplication and one addition per token; the embedding is looked up and costs none. Scores and weighted values need $2D$ each for every pair of tokens. With a causal mask, a token has $T/2$ partners on average in a text of $T$. Backward costs twice as much as forward, since each product has two gradients. Per trained token:
 #
 # $$\mathrm{FLOPs} = 3\,\bigl(2\,(N - VD) + 2\,L\,T\,D\bigr) \;\approx\; 6N \tag{7.14}$$
 
@@ -474,19 +495,22 @@ check("07.count_params", count_params)
 T, D = 2048, 4096
 pairs = sum(2 * 2 * D * (t + 1) for t in range(T)) / T  # scores and values: token t sees t + 1
 print(f"attention, per token and layer: {pairs:,.0f} counted, 2TD = {2 * T * D:,}")
-entries = sum(int(np.prod(s)) for name, s in nn.param_shapes(ModelConfig(**PRESETS["7B"].model)).items() if name != "tok_embeddings")
+entries = sum(int(np.prod(s)) for name, s in nn.param_shapes(ModelConfig(**PRESETS["7B"].model)).items()
+              if name != "tok_embeddings")
 print(f"(7.14) for 7B: {3 * (2 * entries + 2 * 32 * T * D):.4g} FLOPs a token; 6N = {6 * 6738415616:.4g}")
 
 # %% [markdown] lang="en"
-# What the paper prints, beside what the shapes say. Its table 2 has 65.2 where the exact number would round to 65.3: it is cut, not rounded. Energy is 400 W per GPU times 1.1 for the building, CO₂ is 0.385 kg per kWh, as in its table 15.
+# Here is what the paper prints, beside what the shapes say. Its table 2 has 65.2 where the exact number would round to 65.3: it is cut, not rounded. Energy is 400 W per GPU times 1.1 for the building; CO₂ is 0.385 kg per kWh, as in its table 15.
 
 # %%
-paper = {"7B": (6.7, 36, 14), "13B": (13.0, 59, 23), "33B": (32.5, 233, 90), "65B": (65.2, 449, 173)}  # billions, MWh, t CO2
+# billions, MWh, t CO2
+paper = {"7B": (6.7, 36, 14), "13B": (13.0, 59, 23), "33B": (32.5, 233, 90), "65B": (65.2, 449, 173)}
 plans = {name: plan(ModelConfig(**PRESETS[name].model), TrainConfig(**PRESETS[name].train), name) for name in paper}
 print("         parameters  table 2  GFLOP/token  6N/that")
 for name, p in plans.items():
     flops = p["flops_per_token"] / 1e9
-    print(f"{name:>3} {p['parameters']:>15,}  {paper[name][0]:>7}  {flops:>11.1f}  {6 * p['parameters'] / 1e9 / flops:>7.3f}")
+    print(f"{name:>3} {p['parameters']:>15,}  {paper[name][0]:>7}  {flops:>11.1f}  "
+          f"{6 * p['parameters'] / 1e9 / flops:>7.3f}")
 print("\n    tokens  GPU-hours at half of the peak      paper   MWh  paper  t CO2  paper")
 for name, p in plans.items():
     energy = p["gpu_hours_paper"] * 0.4 * 1.1 / 1000
@@ -495,16 +519,20 @@ for name, p in plans.items():
 
 # %%
 sizes = {name: plans[name]["parameters"] for name in paper}
-claim("all four counts are exact", list(sizes.values()) == [6_738_415_616, 13_015_864_320, 32_528_943_616, 65_285_660_672])
-claim("and agree with table 2, whose last digit is cut off", all(abs(sizes[name] / 1e9 - paper[name][0]) < 0.1 for name in paper))
+claim("all four counts are exact",
+      list(sizes.values()) == [6_738_415_616, 13_015_864_320, 32_528_943_616, 65_285_660_672])
+claim("and agree with table 2, whose last digit is cut off",
+      all(abs(sizes[name] / 1e9 - paper[name][0]) < 0.1 for name in paper))
 claim("6N is right within 3 %", all(abs(6 * p["parameters"] / p["flops_per_token"] - 1) < 0.03 for p in plans.values()))
 hours = [p["gpu_hours_estimate"] / p["gpu_hours_paper"] for p in plans.values()]
 claim("half of an A100's peak explains the paper's hours within 15 %", np.allclose(hours, 1, atol=0.15))
-record(mfu_low=100 * min(p["mfu_paper"] for p in plans.values()), mfu_high=100 * max(p["mfu_paper"] for p in plans.values()))
+record(mfu_low=100 * min(p["mfu_paper"] for p in plans.values()),
+       mfu_high=100 * max(p["mfu_paper"] for p in plans.values()))
 
 # %%
 names = ("nano", "small", "7B", "13B", "33B", "65B")
-parts = {"embedding and head": ("tok_embeddings", "output"), "attention": ("wq", "wk", "wv", "wo"), "feed-forward": ("w1", "w2", "w3")}
+parts = {"embedding and head": ("tok_embeddings", "output"), "attention": ("wq", "wk", "wv", "wo"),
+         "feed-forward": ("w1", "w2", "w3")}
 fig, axis = plt.subplots(figsize=(7.2, 3.0))
 for row, name in enumerate(names):
     shapes, begin = nn.param_shapes(ModelConfig(**PRESETS[name].model)), 0.0
@@ -512,7 +540,8 @@ for row, name in enumerate(names):
     for (part, tensors), colour in zip(parts.items(), (lab.COLOURS[4], lab.COLOURS[0], lab.COLOURS[2])):
         share = 100 * sum(int(np.prod(s)) for k, s in shapes.items() if k.rpartition(".")[2] in tensors) / total
         axis.barh(row, share, left=begin, color=colour, label=part if row == 0 else None)
-        axis.text(begin + share / 2, row, f"{share:.1f}" if share > 6 else "", ha="center", va="center", color="white", fontsize=9)
+        axis.text(begin + share / 2, row, f"{share:.1f}" if share > 6 else "", ha="center", va="center", color="white",
+                  fontsize=9)
         begin += share
 axis.set(yticks=range(6), yticklabels=names, ylim=(5.5, -0.5), xlim=(0, 100))
 axis.set_xlabel("share of the parameters (%); what is left, the gains, is too thin to see")
@@ -522,36 +551,41 @@ axis.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3)
 plt.show()
 
 # %% [markdown] lang="en"
-# **What does not show at this scale.** Six layers started *without* $1/\sqrt{2L}$ end at {{alike:.2f}}, with it at {{usual:.2f}}: no difference. At $D = 32$, a standard deviation of 0.02 is so quiet that no branch adds much in either case. The *parallel* block, whose feed-forward reads $x$ in place of $h$, costs something in two layers, {{parallel_2:.2f}} against {{usual_2:.2f}}, and nothing that we can see in six, {{parallel:.2f}}. A tied head is not compared at all.
+# **What does not show at this scale.** Six layers started *without* $1/\sqrt{2L}$ end at {{alike:.2f}}, with it at {{usual:.2f}}: no difference. At $D = 32$, a standard deviation of 0.02 is so small that no branch adds much in either case. In the *parallel* block, the feed-forward reads $x$ in place of $h$. It costs something in two layers, {{parallel_2:.2f}} against {{usual_2:.2f}}, and nothing that we can see in six, {{parallel:.2f}}. We did not compare a *tied* head, which is the embedding used a second time.
 
 # %%
-parallel, loud = {"patch": museum_07.patch_of("parallel")}, {"minillama.engine.numpy_engine.init_params": "lessons.museum_07.init_all_alike"}
+parallel = {"patch": museum_07.patch_of("parallel")}
+loud = {"minillama.engine.numpy_engine.init_params": "lessons.museum_07.init_all_alike"}
 null = lab.run({"usual": {"n_layers": 6, "lr": 1e-2}, "without 1/√(2L)": {"n_layers": 6, "patch": loud},
-                "parallel": {"n_layers": 6, **parallel}, "parallel, 2 layers": parallel}, seeds=seeds, steps=150, evaluations=1)
+                "parallel": {"n_layers": 6, **parallel}, "parallel, 2 layers": parallel}, seeds=seeds, steps=150,
+               evaluations=1)
 lab.table(null)
 record(usual=null["usual"].mean, alike=null["without 1/√(2L)"].mean, parallel=null["parallel"].mean)
 record(parallel_2=null["parallel, 2 layers"].mean, usual_2=trained["right"].mean)
 for name in ("without 1/√(2L)", "parallel"):
-    claim(f"{name}: within 0.1 nats/token of the usual one", abs(null[name].mean - null["usual"].mean) < 0.1, fast=False)
-claim("in two layers the parallel block is worse at every seed", null["parallel, 2 layers"].final.min() > trained["right"].final.max(), fast=False)
+    claim(f"{name}: within 0.1 nats/token of the usual one", abs(null[name].mean - null["usual"].mean) < 0.1,
+          fast=False)
+claim("in two layers the parallel block is worse at every seed",
+      null["parallel, 2 layers"].final.min() > trained["right"].final.max(), fast=False)
 
 # %% [markdown] lang="en"
 # ## The anchor in the paper
 #
-# LLaMA §2.2 gives the block in half a page: pre-normalisation, SwiGLU with $\frac23 4D$, RoPE in place of absolute positions. §2.4: the backward of the layers was written by hand. Table 15 gives the hours: by (7.14), its GPUs did {{mfu_low:.0f}} to {{mfu_high:.0f}} % of what they could. How the weights start, the paper does not say; $1/\sqrt{2L}$ is GPT-2's rule (Radford et al. 2019, §2.3).
-#
+# LLaMA §2.2 gives the block in half a page: pre-normalisation, SwiGLU with $\frac23 4D$, RoPE in place of absolute positions. §2.4: the backward of the layers was written by hand. Table 15 gives the hours: by (7.14), its GPUs did {{mfu_low:.0f}} to {{mfu_high:.0f}} % of the arithmetic that they are built for. The paper does not say how the weights start; $1/\sqrt{2L}$ is GPT-2's rule (Radford et al. 2019, §2.3).
+
+# %% [markdown] lang="en"
 # ## Three questions
 #
 # 1. Where in `block_backward` is a `+`, and which fork of the forward pass does each of them belong to?
 # 2. In a table of errors, everything up to `wq` of the last layer is right, and its `attention_norm` is wrong. Which line do you look at?
-# 3. You make a model twice as wide and keep its depth. By what factor do its parameters grow, and by what factor the arithmetic per token?
+# 3. You make a model twice as wide and keep its depth. By what factor do its parameters grow? And the arithmetic per token?
 #
 # <details><summary>Answers</summary>
 #
 # 1. $dm$ adds the ways through `w1` and `w3` (fork at $m$); $dh$ adds the skip and the feed-forward branch (at $h$); $dn$ adds the ways through `wq`, `wk` and `wv` (at $n$, two plus signs); $dx$ adds the skip and the attention branch (at $x$).
 # 2. The line that makes $dn$ from the gradients of $q$, $k$ and $v$: all that is computed before it is right, and `attention_norm` is the first tensor behind it. One of the three ways is missing, or overwritten.
-# 3. The matrices of the layers are $D$ by $D$ or $D$ by $\tfrac83 D$, so they grow 4 times; the embedding and the output head only 2 times. Arithmetic is $6N$ and so grows nearly 4 times, but for attention's own $12\,L\,D\,T$, which doubles.
+# 3. The matrices of the layers are $D$ by $D$ or $D$ by about $\tfrac83 D$, so they become 4 times as large, the embedding and the output head only 2 times. So a large model has nearly 4 times as many parameters. By (7.14) its arithmetic grows nearly 4 times, too: it is about $6N$, and only attention's own part, $6\,L\,T\,D$, and the head's double.
 #
 # </details>
 #
-# **The way on:** [08 · Eleven wrong gradients](08_wrong_gradients.ipynb): you have seen four mistakes that train. There are more.
+# **The way on:** [08 · Eleven wrong gradients](08_wrong_gradients.ipynb), where you meet more mistakes that train, as these four do.
