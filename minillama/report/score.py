@@ -95,7 +95,7 @@ def score_tasks(path, names, trials, shots, seed, engine, threads=None):
 
     Args:
         path:   Path
-        names:  list of str    of TASKS; empty: all
+        names:  list of str    of TASKS; empty: all that fit the context, with a note on the others
         trials: int            of each task
         shots:  int | None     solved examples before each question; None: the task's own number
         seed:   int            of the questions
@@ -108,18 +108,21 @@ def score_tasks(path, names, trials, shots, seed, engine, threads=None):
         InputError: a question that the tokenizer cannot encode or that is longer than the context; or something is broken
     """
     trained = load(path)
-    context, asked = trained.config.model.max_seq_len, {}
+    context, asked, refused = trained.config.model.max_seq_len, {}, {}
     for name in names or TASKS:
         number = TASKS[name].shots if shots is None else shots
         drawn = [draw(name, seed, index, number) for index in range(trials)]
         encoded = [encode(trial, before, trained.tokenizer) for trial, before in drawn]
         needed = max(len(ids) for ids, _ in encoded) - 1
         if needed > context:
-            others = ", ".join(other for other in TASKS if other != name)
-            hint = "fewer --shots" if number else f"--tasks with some of {others}"
-            raise InputError(f"{name} with {number} shot{'s' * (number != 1)} needs a context of {needed} tokens, "
-                             f"and this model has {context}: {hint}")
+            refused[name] = (f"{name} with {number} shot{'s' * (number != 1)} needs a context of {needed} tokens, "
+                             f"and this model has {context}")
+            continue
         asked[name] = number, [trial for trial, _ in drawn], encoded
+    if refused and (names or not asked):
+        raise InputError(f"{next(iter(refused.values()))}: {'fewer --shots' if shots else '--tasks alone asks those that fit'}")
+    for reason in refused.values():
+        print(f"note: {reason}: it is not asked", file=sys.stderr)
     engine = make_engine(engine, trained.config.model, params=trained.params, threads=threads, batch_splits=1)
     results = {}
     with tqdm(total=trials * len(asked), unit="trials", leave=False, disable=None) as bar:

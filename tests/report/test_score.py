@@ -193,7 +193,16 @@ def test_a_context_that_is_too_short_for_a_question(finished, tmp_path, capsys):
     status, out, err = call(capsys, "eval", run, "--tasks", "stories")
     assert (status, out) == (2, "")
     assert re.fullmatch(r"error: stories with 0 shots needs a context of \d{2,3} tokens, and this model has 20: "
-                        r"--tasks with some of copy, reverse, brackets, sums-1, sums-2, sums-3, sums-4\n", err), err
+                        r"--tasks alone asks those that fit\n", err), err
+    status, out, err = call(capsys, "eval", run, "--tasks")      # which are none
+    assert (status, out) == (2, "")
+    for path in (run / "config.toml", *(folder / "config.json" for folder in (run / "checkpoints").glob("step-*"))):
+        path.write_text(path.read_text().replace("max_seq_len = 20", "max_seq_len = 150").replace('embeddings": 20', 'embeddings": 150'))
+    status, out, err = call(capsys, "eval", run, "--tasks", "--trials", "2", "--json")
+    assert status == 0
+    assert json.loads(out)["tasks"].keys() == {name for name in TASKS if f"note: {name} with" not in err} != set()
+    assert re.search(r"note: stories with 0 shots needs a context of \d{3} tokens, and this model has 150: it is not asked\n", err)
+
 
 
 @pytest.mark.parametrize("broken", ["no run", "no tokenizer", "NaN"])
