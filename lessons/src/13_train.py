@@ -133,7 +133,7 @@ record(fewest=min(words), most=max(words))
 # %% [markdown] lang="en"
 # Between step 3000 and step 5000 the loss goes from {{above3:.1f}} % to {{above5:.1f}} % above the floor: in the first picture one hardly sees it. (Here each source counts one third; the log weighs them by their shares, and ends at {{above:.1f}} %.) The share of true documents goes from {{true3:.0f}} % to {{true5:.0f}} %.
 #
-# **In the last few per cent of the loss, a text stops contradicting itself.** A document has {{fewest}} to {{most}} words, and a single wrong word makes the whole document wrong.
+# **In the last few per cent of the loss, a text stops contradicting itself.** A document has {{fewest:.0f}} to {{most:.0f}} words, and a single wrong word makes the whole document wrong.
 
 # %% [markdown] lang="en"
 # ## 3 · What a loss promises
