@@ -5,7 +5,7 @@
 #
 # After this lesson you can turn a NumPy line into a Triton line, derive the softmax that never sees a whole row, say what error a number format allows, and predict from bytes and FLOPs how fast a kernel could be.
 #
-# *Needs:* [03 · RMSNorm](03_rmsnorm.ipynb), [05 · Causal attention](05_attention.ipynb). *Paper:* LLaMA §2.4; Dao et al. 2022 (arXiv:2205.14135); Milakov & Gimelshein 2018 (arXiv:1805.02867). *Code:* [`kernels/rmsnorm.py`](../kernels/rmsnorm.py), [`kernels/attention.py`](../kernels/attention.py), [`minillama/nn/flash.py`](../minillama/nn/flash.py). *Time:* 45 minutes to read and solve, about a minute to run.
+# *Needs:* [03 · RMSNorm](03_rmsnorm.ipynb), [05 · Causal attention](05_attention.ipynb); the pictures also name the ops of [04](04_rope.ipynb), [06](06_swiglu.ipynb) and the loss of [00](00_baselines.ipynb). *Paper:* LLaMA §2.4; Dao et al. 2022 (arXiv:2205.14135); Milakov & Gimelshein 2018 (arXiv:1805.02867). *Code:* [`kernels/rmsnorm.py`](../kernels/rmsnorm.py), [`kernels/attention.py`](../kernels/attention.py), [`minillama/nn/flash.py`](../minillama/nn/flash.py). *Time:* 45 minutes to read and solve, about a minute to run.
 
 # %%
 import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or lessons/exercises/
@@ -32,7 +32,8 @@ if there:
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
 print({"cuda": "the kernels run on a GPU", "cpu": "the kernels run in Triton's interpreter, on this processor",
-       "": "torch and triton are not here: NumPy runs the lines; what a kernel gave is in the outputs of the lesson on GitHub"}[device])
+       "": "torch and triton are not here: NumPy runs the lines; "
+           "what a kernel gave is in the outputs of the lesson on GitHub"}[device])
 
 # %% [markdown] lang="en"
 # ## 2 · One row, by hand
@@ -50,7 +51,7 @@ N, D, x_stride, eps, BLOCK = 2, 3, 4, 0.0, 4
 x_ptr, weight_ptr, out_ptr = tl.begin(1, N, x, weight, out)  # we are program 1 of 2
 
 # %% [markdown] lang="en"
-# A kernel is written for *one program*; the GPU starts many, which differ in their number alone. Here program $r$ computes row $r$. It works on a whole tile at once, whose size is a power of 2: BLOCK = 4 lanes for 3 channels. So one lane is too many, and a **mask** switches it off:
+# A kernel is written for *one program*; the GPU starts many, which differ in their number alone. Here program $r$ computes row $r$. It works on a whole **tile** at once, a small array whose size is a power of 2. Here the tile has BLOCK = 4 places, called **lanes**, for 3 channels. One lane is too many, and a **mask** switches it off:
 #
 # $$\text{inside}_i = (i < D) \tag{15.2}$$
 
@@ -65,7 +66,7 @@ print("        loaded      ", loaded)
 claim("the lanes inside are the row, and the others hold `other`", np.array_equal(loaded, [3, 0, 4, 0]))
 
 # %% [markdown] lang="en"
-# The rest is RMSNorm, as in lesson 03:
+# The rest is RMSNorm, as in lesson 03. (`rstd` is one over the root; the kernels keep it for backward.)
 #
 # $$\mathrm{rstd} = 1\big/\sqrt{\tfrac1D\textstyle\sum_i x_i^2 + \varepsilon}\qquad \mathrm{out}_i = x_i\,\mathrm{rstd}\;w_i \tag{15.3}$$
 #
@@ -86,24 +87,27 @@ print("rstd", rstd.round(3), "  out", (loaded * rstd * w).round(2), "  NumPy", r
 claim("the lanes inside are what NumPy gives", np.allclose((loaded * rstd * w)[:D], right))
 
 # %% [markdown] lang="en"
-# What goes wrong without a mask? Lane 3 reads the neighbour's 9, and the sum takes it in. And `other` must be what the reduction ignores, its **neutral element**: 0 for a sum. For a maximum, 0 is wrong as soon as all numbers are negative; there it is $-\infty$.
+# What goes wrong without a mask? Lane 3 reads the 9 that belongs to somebody else, and the sum takes it in. And `other` must be what the reduction ignores, its **neutral element**: 0 for a sum. For a maximum, 0 is wrong as soon as all numbers are negative; there it is $-\infty$.
 
 # %%
 at = x_ptr + row * x_stride + column
-print("sum of squares, 25:   without a mask", tl.sum(tl.load(at) ** 2, 0), "  other = 1:", tl.sum(tl.load(at, inside, other=1.0) ** 2, 0))
+print("sum of squares, 25:   without a mask", tl.sum(tl.load(at) ** 2, 0),
+      "  other = 1:", tl.sum(tl.load(at, inside, other=1.0) ** 2, 0))
 claim("a sum without a mask takes in the neighbour", tl.sum(tl.load(at) ** 2, 0) == 25 + 81)
 negative_ptr, = tl.begin(0, 1, np.array([-4.0, -1, -5]))
 biggest = {other: tl.max(tl.load(negative_ptr + column, inside, other=other), 0) for other in (0.0, float("-inf"))}
 print("maximum of (-4, -1, -5):", *(f"  other = {other}: {value}" for other, value in biggest.items()))
 
 # %% [markdown] lang="en"
-# One more rule. Arrays on a GPU are float16 or bfloat16, to halve the bytes. But everything *between* load and store is float32, and is rounded once:
+# One more rule. Arrays on a GPU are often float16 or bfloat16: half the bytes of float32. But everything *between* load and store is float32, and is rounded once:
 #
 # $$\mathrm{out} = \mathrm{round}\bigl(f(\mathrm{float32}(x))\bigr) \tag{15.4}$$
 #
 # ### Your turn: a kernel
 #
-# Write the whole kernel, and launch it once per row. `tl.launch(kernel, programs, x, ...)` stands for Triton's `kernel[(programs,)](x, ...)`, and `tl.empty` for `torch.empty`. `BLOCK: tl.constexpr` says that the compiler must know this number. In `tl`, float32 has 64 bits, so that the check can compare nine digits; and programs end in an order that you do not choose, as on a GPU.
+# Write the whole kernel, and launch it once per row. `tl.launch(kernel, programs, x, ...)` stands for Triton's `kernel[(programs,)](x, ...)`, and `tl.empty` for `torch.empty`. `BLOCK: tl.constexpr` says that the compiler must know this number.
+#
+# Two things are special in `lessons.tiny_triton`. Its float32 has 64 bits, so that the check can compare nine digits. And programs end in an order that you do not choose, as on a GPU.
 
 # %%
 from lessons.checks.gpu import launch_rmsnorm  # exercise
@@ -142,11 +146,14 @@ def add_all(host):
 
 
 print("right 36;  programs at the same time:", add_all(tl))
-print("a GPU:" if device == "cuda" else "Triton's interpreter:", add_all(on_triton(device)) if there else "not here; it gives 36.0")
+where = "a GPU:" if device == "cuda" else "Triton's interpreter:"
+print(where, add_all(on_triton(device)) if there else "not here; it gives 36.0")
 claim("a race loses additions", add_all(tl) < 36)
 
 # %% [markdown] lang="en"
-# **The interpreter hides it**, because it runs one program after the other. A green test in the interpreter proves nothing about races; `tl` shows them; a GPU may give another number each time. The remedy is one writer per number. Program $g$ of $G$ sums rows $g, g+G, \dots$ in registers and stores a row of its own; then the $G$ rows are added:
+# **The interpreter hides it**, because it runs one program after the other. A test that passes in the interpreter proves nothing about races; `tl` shows them; a GPU may give another number each time.
+#
+# The remedy is one writer per number. Program $g$ of $G$ sums rows $g, g+G, \dots$ in **registers**, the few numbers that a processor holds without memory. It stores one row of its own; then the $G$ rows are added:
 #
 # $$dw_i = \sum_{g=0}^{G-1}\;\underbrace{\sum_{k\,:\;g + kG < N} dy_{g+kG,\,i}\;n_{g+kG,\,i}}_{\text{program } g} \tag{15.6}$$
 
@@ -161,7 +168,7 @@ print(f"the same 1000 numbers added in 50 orders: {len(set(orders))} different f
 claim("the order of additions changes the bits", len(set(orders)) > 5)
 
 # %% [markdown] lang="en"
-# Hardware can also add for you without a race (`tl.atomic_add`), but in the order in which programs happen to arrive. As you see, another order gives other bits, so a run could not be repeated. The kernels here use no atomics: **the same input gives the same bits**.
+# Hardware can also add for you without a race (`tl.atomic_add`), but in the order in which programs arrive. As you see, another order gives other bits, so a run could not be repeated. The kernels here use no atomics: **the same input gives the same bits**.
 #
 # ### Your turn: one writer per number
 
@@ -202,11 +209,12 @@ dn = dout_tile * tl.load(weight_ptr + column, column < D, other=0.0)[None, :]
 along = tl.sum(dn * n, 1) / D
 dx = rstd[:, None] * (dn - n * along[:, None])
 print("dx of row 4 is off by", np.abs(dx[0, :D] - right_dx[4]).max())
-print("this tile's share of (15.6) is off by", np.abs(tl.sum(dout_tile * n, 0)[:D] - dout[4] * x[4] / np.sqrt((x[4] ** 2).mean() + eps)).max())
+right_share = dout[4] * x[4] / np.sqrt((x[4] ** 2).mean() + eps)
+print("this tile's share of (15.6) is off by", np.abs(tl.sum(dout_tile * n, 0)[:D] - right_share).max())
 claim("a row that does not exist adds nothing", not dx[1].any() and not (dout_tile * n)[1].any())
 
 # %% [markdown] lang="en"
-# And now the real one, both ways, beside float64 NumPy. You know every line of it. What it has more is the residual addition before the norm, which it can take in the same pass over memory.
+# And now the real one, both ways, beside float64 NumPy. You know its lines. It can also do the residual addition before the norm, in the same pass over memory.
 
 # %%
 if there:
@@ -217,8 +225,9 @@ if there:
     exact = [t.double().cpu().numpy() for t in on_device]
     out, cache = rmsnorm.rmsnorm_forward(*on_device[:2], 1e-5)
     right_out, right_cache = nn.rmsnorm_forward(*exact[:2], 1e-5)
-    pairs = zip((out, *rmsnorm.rmsnorm_backward(on_device[2], cache)), (right_out, *nn.rmsnorm_backward(exact[2], right_cache)))
-    off = [np.abs(a.double().cpu().numpy() - b).max() / np.abs(b).max() for a, b in pairs]
+    ours = (out, *rmsnorm.rmsnorm_backward(on_device[2], cache))
+    right = (right_out, *nn.rmsnorm_backward(exact[2], right_cache))
+    off = [np.abs(a.double().cpu().numpy() - b).max() / np.abs(b).max() for a, b in zip(ours, right)]
     claim("out, dx and dweight of the kernel are NumPy's, to float32's rounding", max(off) < 1e-6)
 else:
     print("torch and triton are not here: the committed output has the claim that kernel and NumPy agree")
@@ -254,8 +263,9 @@ print("(15.9) is off by", abs(np.exp(m - m_new) * old_l + p.sum() - l(m_new)), "
 
 # %% [markdown] lang="en"
 # By hand: scores $(1, 2)$, then $4$; values $10, 20, 30$. After the first tile $m = 2$, $l = e^{-1} + 1 = 1.368$, $o = 10\,e^{-1} + 20 = 23.68$. Then $m' = 4$, the factor is $e^{-2} = 0.135$, $l' = 0.185 + 1$, $o' = 3.20 + 30$. So $\mathrm{out} = 33.20/1.185 = 28.02$, as the whole softmax gives.
-#
-# For backward it keeps one number per row. By (15.7) it does not depend on $m$, and $e^{s_j - \mathrm{lse}}$ is the probability itself:
+
+# %% [markdown] lang="en"
+# For backward the kernel keeps one number per row, the **log-sum-exp**. By (15.7) it does not depend on $m$, and $e^{s_j - \mathrm{lse}}$ is the probability itself:
 #
 # $$\mathrm{lse} = m + \ln l = \ln\sum_j e^{s_j} \tag{15.10}$$
 
@@ -274,7 +284,7 @@ from lessons.checks.gpu import flash_step  # exercise
 check("15.flash_step", flash_step)
 
 # %% [markdown] lang="en"
-# Below, the whole kernel for one head; beside it, the loop of [`minillama/nn/flash.py`](../minillama/nn/flash.py), which you have just checked line by line:
+# Below, the whole kernel for one head; in the table, the loop of [`minillama/nn/flash.py`](../minillama/nn/flash.py), whose lines you have checked above:
 #
 # | NumPy | Triton | |
 # |---|---|---|
@@ -327,7 +337,8 @@ if there:
 
 # %% [markdown] lang="en"
 # The project's kernel does the same with fewer instructions: scores in units of $\log_2$, because hardware has `exp2`; and two loops, so that only the tiles on the diagonal pay for the mask. Backward rebuilds each tile of probabilities as $e^{s-\mathrm{lse}}$, by (15.10).
-#
+
+# %% [markdown] lang="en"
 # ### The other kernels ask the same questions
 #
 # What does a program own? What does a masked lane hold? Who adds up what is shared?
@@ -356,7 +367,9 @@ print("the loss is off by", abs(nats - nn.cross_entropy_forward(logits[None, Non
 # %% [markdown] lang="en"
 # ## 5 · How wrong may it be?
 #
-# A format keeps a number to a relative precision of $\epsilon$, the step from 1 to the next number: $2^{-23}$ in float32, $2^{-10}$ in float16, $2^{-7}$ in bfloat16. Every result is rounded to the nearest: $\mathrm{fl}(a) = a\,(1+\delta)$ with $|\delta| \le \epsilon/2$. A running sum $S_k$ is rounded at each of its $n$ steps. To first order these errors add up, $\delta_k S_k$ each. If their signs are random, like those of coin tosses, most of them cancel, and only their *squares* add up. For terms that are not negative, $S_k \le S_n$, so:
+# A format keeps a number to a relative precision of $\epsilon$, the step from 1 to the next number: $2^{-23}$ in float32, $2^{-10}$ in float16, $2^{-7}$ in bfloat16. Every result is rounded to the nearest number of the format: $\mathrm{fl}(a) = a\,(1+\delta)$ with $|\delta| \le \epsilon/2$.
+#
+# A running sum $S_k$ is rounded at each of its $n$ steps. To first order these errors add up, $\delta_k S_k$ each. If their signs are random, like those of coin tosses, most of them cancel, and only their *squares* add up. For terms that are not negative, $S_k \le S_n$, so:
 #
 # $$\mathrm{err} = \sum_{k=1}^{n} \delta_k S_k\qquad\Bigl|\frac{\mathrm{err}}{S_n}\Bigr| \lesssim \sqrt n\;\frac{\epsilon}{2}\quad\text{usually,}\quad \le n\,\frac\epsilon2\ \text{always} \tag{15.11}$$
 
@@ -371,14 +384,14 @@ print(f"error of a float32 sum of 4096 squares: {float(S) - squares.sum():.6e}; 
 print(f"relative: {abs(first_order) / S:.1e}; √n ε/2 = {64 * 2.0**-24:.1e}, n ε/2 = {4096 * 2.0**-24:.1e}")
 
 # %% [markdown] lang="en"
-# Now the sum of RMSNorm, kept in each of the three formats. The signs are no longer random where the sum gets so large that a square is less than half a step: then it is rounded *away*, every time, and the sum stands still.
+# Now the sum of RMSNorm, kept in each of the three formats. When the sum is large, a square can be less than half a step of it. Then it is rounded *away*, every time: the signs are not random any more, and the sum stops growing.
 
 # %%
 sizes = 2 ** np.arange(4, 13 if FAST else 15)
 
 
 def relative_error(dtype, seed):
-    """Of a running sum of n squares that is kept in dtype, root mean square over 64 sums: one number for each of sizes."""
+    """Root mean square, over 64 sums, of the error of a running sum of n squares kept in dtype; for each n of sizes."""
     squares = np.random.default_rng(seed).standard_normal((sizes[-1], 64)).astype(np.float32) ** 2
     exact, kept, found = np.cumsum(squares, 0, dtype=float), np.zeros(64, np.float32), []
     for n, square in enumerate(squares, 1):
@@ -410,9 +423,11 @@ plt.show()
 # %%
 width = list(sizes).index(4096)
 record(lost_bf16=grown["bfloat16"][:, width].mean(), off_f16=grown["float16"][:, width].mean())
-claim("in float32 every seed stays below √n ε/2", (grown["float32"] < np.sqrt(sizes) * gpu_lab.EPS["float32"] / 2).all())
+claim("in float32 every seed stays below √n ε/2",
+      (grown["float32"] < np.sqrt(sizes) * gpu_lab.EPS["float32"] / 2).all())
 claim("in bfloat16 every seed loses more than a third of the sum", (grown["bfloat16"][:, width] > 1 / 3).all())
-claim("float16 is more than a thousand times worse than float32", (grown["float16"][:, width] > 1000 * grown["float32"][:, width]).all())
+claim("float16 is more than a thousand times worse than float32",
+      (grown["float16"][:, width] > 1000 * grown["float32"][:, width]).all())
 
 # %% [markdown] lang="en"
 # So a kernel that follows (15.4) has two sources of error: $r$ roundings to the format $d$ on the way to its output (one, for most), and a chain of $n$ operations in float32, mostly the terms of its longest sum. We allow both, the second with a factor of 2 to spare, as a share of the output's largest value:
@@ -420,7 +435,8 @@ claim("float16 is more than a thousand times worse than float32", (grown["float1
 # $$\mathrm{tolerance} = r\,\frac{\epsilon_d}{2} + \sqrt n\;\epsilon_{32} \tag{15.12}$$
 #
 # By hand, RMSNorm with $D = 96$: in float32 $0.5\cdot1.2\cdot10^{-7} + 9.8\cdot1.2\cdot10^{-7} = 1.2\cdot10^{-6}$; in float16 the first term rules, $4.9\cdot10^{-4}$. Attention rounds its probabilities to $d$ before the product with $v$, so $r = 2$; its $dq$ has 4.
-#
+
+# %% [markdown] lang="en"
 # Why do the kernels refuse bfloat16 in the interpreter? NumPy has no such type, so Triton's interpreter keeps the bit patterns as 16-bit *whole numbers*, and computes with those ([triton#4972](https://github.com/triton-lang/triton/issues/4972), [#10945](https://github.com/triton-lang/triton/pull/10945)). It raises no error. See what $1 + 2$ becomes:
 
 # %%
@@ -440,7 +456,8 @@ def add(host, a, b, out):
 
 if there:
     one, two, out = torch.tensor([[1.0], [2.0], [0.0]], dtype=torch.bfloat16, device=device)
-    print("1 + 2 in bfloat16,", "in the interpreter:" if device == "cpu" else "on a GPU:", float(add(on_triton(device), one, two, out)))
+    where = "in the interpreter:" if device == "cpu" else "on a GPU:"
+    print("1 + 2 in bfloat16,", where, float(add(on_triton(device), one, two, out)))
     try:
         rmsnorm.rmsnorm_forward(one[None], one)
     except ValueError as error:
@@ -448,7 +465,7 @@ if there:
 claim("patterns do not add like numbers", upper_half(1.0) + upper_half(2.0) == upper_half(np.inf))
 
 # %% [markdown] lang="en"
-# So in bfloat16 we emulate the rule, float32 NumPy between two roundings, and take PyTorch on the processor as a second opinion. Every output, three formats, three seeds, all against float64 NumPy on the same rounded inputs:
+# So in bfloat16 we emulate the rule, float32 NumPy between two roundings, and add PyTorch for comparison. The picture shows every output in three formats with three seeds, all against float64 NumPy on the same rounded inputs:
 
 # %%
 runs = {("NumPy", dtype): [gpu_lab.errors("NumPy", dtype, seed) for seed in range(3)] for dtype in gpu_lab.EPS}
@@ -461,13 +478,16 @@ if there:
 # %%
 fig, axis = plt.subplots(figsize=(7.2, 4.4))
 places = np.arange(len(gpu_lab.OPS))
-looks = {"kernel": ("o", "the kernel, in Triton", -0.2), "NumPy": ("s", "float32 NumPy, rounded once", 0.0), "PyTorch": ("x", "PyTorch", 0.2)}
+looks = {"kernel": ("o", "the kernel, in Triton", -0.2), "NumPy": ("s", "float32 NumPy, rounded once", 0.0),
+         "PyTorch": ("x", "PyTorch", 0.2)}
 for dtype, colour in zip(gpu_lab.EPS, lab.COLOURS):
-    axis.hlines([gpu_lab.tolerance(op, dtype) for op in gpu_lab.OPS], places - 0.4, places + 0.4, color=colour, linewidth=2)
+    allowed = [gpu_lab.tolerance(op, dtype) for op in gpu_lab.OPS]
+    axis.hlines(allowed, places - 0.4, places + 0.4, color=colour, linewidth=2)
     axis.text(places[-1] + 0.5, gpu_lab.tolerance("RoPE out", dtype), dtype, color=colour, va="center")
     for who, (marker, _, shift) in looks.items():
         for found in runs.get((who, dtype), []):
-            axis.plot(places + shift, [found[op] for op in gpu_lab.OPS], marker, color=colour, markersize=4.5, alpha=0.7)
+            values = [found[op] for op in gpu_lab.OPS]
+            axis.plot(places + shift, values, marker, color=colour, markersize=4.5, alpha=0.7)
 for marker, label, _ in looks.values():
     axis.plot([], [], marker, color="#555555", markersize=5, label=label)
 axis.plot([], [], "-", color="#555555", linewidth=2, label="tolerance (15.12)")
@@ -478,18 +498,24 @@ axis.legend(loc="upper center", ncols=4, columnspacing=1, handletextpad=0.3)
 plt.show()
 
 # %% [markdown] lang="en"
-# **Remember the three floors.** The format decides the error, not the op: about $10^{-7}$, $10^{-4}$ and $10^{-3}$ of the largest value. All that rounds once stays below (15.12), at most at {{worst:.2f}} of it. And (15.12) is narrow enough to find a mistake: every output with $r = 1$ that was rounded to bfloat16 where float16 was asked for would exceed it.
+# **Remember the three levels.** The format decides the error, much more than the op does. Half a step, $\epsilon/2$, is $6\cdot10^{-8}$, $4.9\cdot10^{-4}$ and $3.9\cdot10^{-3}$, and the points lie near it.
+#
+# The kernels and the rounded NumPy stay below (15.12), at most at {{worst:.2f}} of it. And (15.12) is narrow enough to find a mistake. If an output with $r = 1$ were rounded to bfloat16 where float16 was asked for, it would exceed its tolerance.
 
 # %%
-share = lambda who, dtype, of=None: np.array([[found[op] / gpu_lab.tolerance(op, of or dtype) for op in gpu_lab.OPS] for found in runs[who, dtype]])
+share = lambda who, dtype, of=None: np.array([[found[op] / gpu_lab.tolerance(op, of or dtype) for op in gpu_lab.OPS]
+                                              for found in runs[who, dtype]])
 ours = [share(*key).max() for key in runs if key[0] != "PyTorch"]
 once = [roundings == 1 for _, roundings in gpu_lab.OPS.values()]
 record(worst=max(ours))
-claim("all that rounds once keeps the tolerance, at every seed", max(ours) < 1)
-claim("bfloat16 in place of float16 would be caught, at every seed", share("NumPy", "bfloat16", "float16")[:, once].min() > 1)
+claim("kernels and rounded NumPy keep the tolerance, at every seed", max(ours) < 1)
+claim("bfloat16 in place of float16 would be caught, at every seed",
+      share("NumPy", "bfloat16", "float16")[:, once].min() > 1)
 
 # %% [markdown] lang="en"
-# A few crosses are above their line: PyTorch's SwiGLU and loss. Look at *all* elements, not only at the worst. One rounding is off by half a step at most. PyTorch's SwiGLU is two operations, so it rounds $\mathrm{silu}(g)$, and then the product: {{twice:.0%}} of its numbers are off by more than half a step. In one kernel it is {{once:.0%}}. **Fewer passes over memory are also more accurate.**
+# A few crosses are above their line: PyTorch's SwiGLU and loss. Look at *all* elements, not only at the worst. One rounding is off by half a step at most.
+#
+# PyTorch's SwiGLU is two operations, so it rounds $\mathrm{silu}(g)$, and then the product. In bfloat16 {{twice:.0%}} of its numbers are off by more than half a step; in one pass it is {{once:.0%}}. **Fewer passes over memory are also more accurate.**
 
 # %%
 def off_by_more(function, dtype, seed):
@@ -501,7 +527,8 @@ def off_by_more(function, dtype, seed):
 
 
 one_pass = lambda gate, up, dtype: gpu_lab.rounded(nn.swiglu_forward(gate, up)[0], dtype)
-two_passes = lambda gate, up, dtype: gpu_lab.rounded(gpu_lab.rounded(nn.swiglu_forward(gate, np.ones_like(up))[0], dtype) * up, dtype)
+silu = lambda gate: nn.swiglu_forward(gate, np.ones_like(gate))[0]
+two_passes = lambda gate, up, dtype: gpu_lab.rounded(gpu_lab.rounded(silu(gate), dtype) * up, dtype)
 shares = {f: [off_by_more(f, "bfloat16", seed) for seed in range(3)] for f in (one_pass, two_passes)}
 record(once=np.mean(shares[one_pass]), twice=np.mean(shares[two_passes]))
 claim("one rounding is off by half a step at most", max(shares[one_pass]) < 0.001)
@@ -509,44 +536,55 @@ claim("two roundings are off by more in over a tenth of the numbers, at every se
 if there:
     from kernels import reference
 
-    torch_way = lambda gate, up, dtype: reference.swiglu_forward(*(torch.tensor(a).to(getattr(torch, dtype)) for a in (gate, up))).double().numpy()
+    def torch_way(gate, up, dtype):
+        gate, up = (torch.tensor(a).to(getattr(torch, dtype)) for a in (gate, up))
+        return reference.swiglu_forward(gate, up).double().numpy()
+
     claim("and PyTorch does the same", min(off_by_more(torch_way, "bfloat16", seed) for seed in range(3)) > 0.1)
 
 # %% [markdown] lang="en"
 # The project's tests say the same with another measure. A kernel's error may be at most *twice* PyTorch's in the same format, plus a few roundings: an op that is hard in a format is hard for PyTorch too.
-#
+
+# %% [markdown] lang="en"
 # ## 6 · How fast could it be?
 #
-# **From here on nothing is measured**; there is no GPU here. We *predict*. A kernel must move its bytes and do its FLOPs. At best both overlap, so the longer of the two times is a bound that no code can beat, the **roofline**:
+# **From here on no time is measured**; this lesson was made without a GPU. We *predict*. A kernel must move its bytes and do its FLOPs. At best both overlap, so the longer of the two times is a bound that no code can beat, the **roofline**:
 #
 # $$t \;\ge\; \max\Bigl(\frac{\text{bytes}}{\text{bandwidth}},\ \frac{\text{FLOPs}}{\text{rate}}\Bigr) \tag{15.13}$$
 #
-# By hand, RMSNorm of $N = 16384$ tokens, $D = 4096$, bfloat16: it reads $x$ and writes out, $2\cdot2\cdot16384\cdot4096 = 268$ MB. At the assumed 4.3 TB/s of an H200 that is 0.062 ms. Its arithmetic does not count.
+# By hand, RMSNorm of $N = 16384$ tokens, $D = 4096$, bfloat16: it reads $x$ and writes out, $2\cdot2\cdot16384\cdot4096 = 268$ MB. At the assumed 4.3 TB/s of an H200 that is 0.062 ms. Its arithmetic takes much less.
 
 # %%
 from kernels import roofline
 
 shape = {"N": 16384, "D": 4096, "F": 11008, "V": 32000, "T": 2048, "P": 2**30}
-print(f"assumed: {roofline.BANDWIDTH / 1e12:.1f} TB/s and {roofline.MATMUL / 1e12:.0f} TFLOP/s, bfloat16, {shape['N']} tokens; PREDICTED, no time is measured")
+print(f"assumed: {roofline.BANDWIDTH / 1e12:.1f} TB/s and {roofline.MATMUL / 1e12:.0f} TFLOP/s, bfloat16, "
+      f"{shape['N']} tokens; PREDICTED, no time is measured")
 for op in ("rmsnorm", "rope", "swiglu", "attention", "cross_entropy"):
     count = roofline.bytes_and_flops(op, "forward", shape, "bfloat16")
-    print(f"{op:<14} {count[0] / 1e6:6.0f} MB  {count[1] / 1e9:6.0f} GFLOP  at least {roofline.roofline_ms(count):.3f} ms")
-claim("the count by hand is the table's", roofline.bytes_and_flops("rmsnorm", "forward", shape, "bfloat16")[0] == 2 * 2 * 16384 * 4096)
+    at_least = roofline.roofline_ms(count)
+    print(f"{op:<14} {count[0] / 1e6:6.0f} MB  {count[1] / 1e9:6.0f} GFLOP  at least {at_least:.3f} ms")
+claim("the count by hand is the table's",
+      roofline.bytes_and_flops("rmsnorm", "forward", shape, "bfloat16")[0] == 2 * 2 * 16384 * 4096)
 
 # %% [markdown] lang="en"
 # Attention is different. With $b$ bytes per number it moves $q, k, v$ and out, $4bND$ bytes, and does two products over half of the square: $2\cdot2\cdot\frac12NTD$ FLOPs. Both times are equal where
 #
 # $$\frac{4bND}{\text{bandwidth}} = \frac{2NTD}{\text{rate}}\quad\Rightarrow\quad T^* = 2b\,\frac{\text{rate}}{\text{bandwidth}} \tag{15.14}$$
 #
-# By hand: $2\cdot2\cdot790/4.3 = 735$ positions. Beyond that, only arithmetic counts. Code that *stores* the scores is different: it writes $NTH$ of them, reads them for the softmax, writes and reads the probabilities. That is $4bNTH$ bytes more, and all of the square.
+# By hand: $2\cdot2\cdot790/4.3 = 735$ positions. Beyond that, only arithmetic counts.
+#
+# Code that *stores* the scores is different: it writes $NTH$ of them ($H$ heads), reads them for the softmax, writes and reads the probabilities. That is $4bNTH$ bytes more, and all of the square.
 
 # %%
 Ts, H, b = np.round(2 ** np.arange(7, 14.01, 0.125)).astype(int), 32, 2
-moved, flops = (np.array([roofline.bytes_and_flops("attention", "forward", shape | {"T": int(t)}, "bfloat16")[i] for t in Ts]) for i in (0, 1))
+counted = lambda op, **changed: roofline.bytes_and_flops(op, "forward", shape | changed, "bfloat16")
+moved, flops = np.array([counted("attention", T=int(t)) for t in Ts]).T
 flash = np.array([roofline.roofline_ms(pair) for pair in zip(moved, flops)])
-stored = np.array([roofline.roofline_ms((m + 4 * b * shape["N"] * int(t) * H, 2 * f)) for t, m, f in zip(Ts, moved, flops)])
+stored = [(m + 4 * b * shape["N"] * int(t) * H, 2 * f) for t, m, f in zip(Ts, moved, flops)]  # bytes and FLOPs
+stored = np.array([roofline.roofline_ms(pair) for pair in stored])
 ridge = 2 * b * roofline.MATMUL / roofline.BANDWIDTH
-flat = {op: roofline.roofline_ms(roofline.bytes_and_flops(op, "forward", shape, "bfloat16")) for op in ("swiglu", "rmsnorm")}
+flat = {op: roofline.roofline_ms(counted(op)) for op in ("swiglu", "rmsnorm")}
 
 # %%
 fig, axis = plt.subplots()
@@ -557,43 +595,52 @@ for op, colour, name in (("swiglu", lab.COLOURS[2], "SwiGLU"), ("rmsnorm", lab.C
     axis.axhline(flat[op], color=colour, linestyle="--", label=name)
 axis.axvline(ridge, color="#888888", linewidth=0.8)
 axis.annotate(f"T* = {ridge:.0f}", (ridge, 12), xytext=(4, 0), textcoords="offset points", color="#555555")
-axis.set(xscale="log", yscale="log", xlabel="T, positions per sequence (16,384 tokens in all)", ylabel="PREDICTED time, forward (ms)", ylim=(0.04, 30))
+axis.set(xscale="log", yscale="log", ylim=(0.04, 30), ylabel="PREDICTED time, forward (ms)")
+axis.set_xlabel("T, positions per sequence (16,384 tokens in all)")
 axis.set_xticks([128, 512, 2048, 8192], ["128", "512", "2,048", "8,192"])
 axis.minorticks_off()
-axis.set_title("Predicted rooflines: flash attention pays for arithmetic only")
+axis.set_title("Predicted rooflines: beyond T*, flash attention pays for arithmetic only")
 axis.legend(loc="upper left", fontsize=8.5)
 plt.show()
 
 # %% [markdown] lang="en"
-# At $T = 2048$ the bound is {{flash_ms:.2f}} ms, and {{stored_ms:.2f}} ms for code that stores its scores: {{ratio:.1f}} times as long, from bytes alone. A roofline is not a promise. It leaves out launches, idle multiprocessors at the end, and everything that does not overlap. [`kernels/README.md`](../kernels/README.md) names the share of it that each kernel aims at.
+# At $T = 2048$ the bound is {{flash_ms:.2f}} ms, and {{stored_ms:.2f}} ms for code that stores its scores: {{ratio:.1f}} times as long, from bytes alone. A roofline is not a promise. It leaves out the start of a kernel, the processors that have no work at its end, and everything that does not overlap. [`kernels/README.md`](../kernels/README.md) names the share of it that each kernel aims at.
 
 # %%
 at = list(Ts).index(2048)
 record(flash_ms=flash[at], stored_ms=stored[at], ratio=stored[at] / flash[at])
-claim("below T* the bytes rule, above it the FLOPs", all((flash[i] > 1.001e3 * moved[i] / roofline.BANDWIDTH) == (t > ridge) for i, t in enumerate(Ts)))
+by_flops = flash > 1.001e3 * moved / roofline.BANDWIDTH
+claim("below T* the bytes rule, above it the FLOPs", (by_flops == (Ts > ridge)).all())
 claim("at 2048 positions, storing the scores costs more than three times the bound", stored[at] > 3 * flash[at])
 
 # %% [markdown] lang="en"
 # ## 7 · What the compiler made of it
 #
-# Compiling needs no GPU. A second process, without the interpreter, makes machine code for an H100 (`sm_90`). Look for three things. **Spilled** must be 0: registers that did not fit go through memory. Loads should be **wide**, 16 bytes for each thread at once. And the products of attention must be **matrix instructions**.
+# Compiling needs no GPU. A second process, without the interpreter, makes machine code for an H100 (`sm_90`). A program runs in **warps** of 32 threads, and its warps exchange numbers through a small **shared** memory.
+#
+# Look for three things. **Spilled** must be 0: registers that did not fit go through memory. Loads should be **wide**, 16 bytes for each thread at once. And the products of attention must be **matrix instructions**.
 
 # %%
 rows, why_not = gpu_lab.machine_code() if there else ([], "torch and triton are not here")
 for row in rows:
-    print(f"{row['kernel']:<24} {row['warps']} warps, {row['registers']} registers per thread, {row['spilled']} bytes spilled, {row['shared']} bytes shared")
-    print(f"{'':<24} {row['loads']} loads, {row['wide']} of them 16 bytes wide; {row['stores']} stores; {row['products']} matrix instructions")
+    print(f"{row['kernel']:<24} {row['warps']} warps, {row['registers']} registers per thread, "
+          f"{row['spilled']} bytes spilled, {row['shared']} bytes shared")
+    print(f"{'':<24} {row['loads']} loads, {row['wide']} of them 16 bytes wide; "
+          f"{row['stores']} stores; {row['products']} matrix instructions")
 if rows:
     print("a load of RMSNorm:", rows[0]["first"])
-    claim("nothing spills, and all loads are wide", all(row["spilled"] == 0 and row["loads"] == row["wide"] for row in rows))
+    claim("nothing spills, and all loads are wide",
+          all(row["spilled"] == 0 and row["loads"] == row["wide"] for row in rows))
 else:
     print("it cannot be compiled here, see the committed output:", why_not)
 
 # %% [markdown] lang="en"
-# You can read the load: `@%p1` is your mask, one bit per thread; `v4.b32` are four words at once, eight bfloat16 numbers; `%rd1` is your pointer. `tl.load(x_ptr + …, inside)` has become one instruction. RMSNorm's row stays in registers from load to store, so $x$ is read once, as its roofline asks.
-#
-# **What does not show at this scale.** Without a GPU: time, any time. Races, as section 3 showed. Offsets beyond $2^{31}$. The approximate `exp2` of the hardware and the order in which its matrix units add, which change the last bits. And what a run of the whole model feels of an op that is twice as fast: often little.
-#
+# The load is a line of PTX, NVIDIA's assembly language, and you can read it: `@%p1` is your mask, one bit per thread; `v4.b32` are four words at once, eight bfloat16 numbers; `%rd1` is your pointer. `tl.load(x_ptr + …, inside)` has become one instruction. RMSNorm's row stays in registers from load to store, so $x$ is read once, as its roofline asks.
+
+# %% [markdown] lang="en"
+# **What does not show at this scale.** Without a GPU: time, any time. Races, as section 3 showed. Offsets beyond $2^{31}$. The approximate `exp2` of the hardware and the order in which its matrix units add, which change the last bits. And how much faster the whole model gets when one op is twice as fast: often little.
+
+# %% [markdown] lang="en"
 # ## The anchor in the paper
 #
 # LLaMA §2.4, *Efficient implementation*: causal attention that neither stores the attention weights nor computes the scores that the mask removes: sections 4 and 6 here. And a backward written by hand for the whole layer, instead of autograd, which keeps only what is expensive to compute again: [`kernels/block.py`](../kernels/block.py).
@@ -601,7 +648,7 @@ else:
 # ## Three questions
 #
 # 1. Your kernel is right for $D = 128$ and wrong for $D = 96$. What do you look at first?
-# 2. A test in the interpreter is green, and on the GPU the result changes from run to run. What is it, and why was the test green?
+# 2. A test passes in the interpreter, and on the GPU the result changes from run to run. What is it, and why did the test pass?
 # 3. An error of $3\cdot10^{-4}$: in which format is it a bug, and in which is it fine?
 #
 # <details><summary>Answers</summary>
@@ -612,4 +659,4 @@ else:
 #
 # </details>
 #
-# **The way on:** [16 · A scaling law whose floor is known](16_scaling.ipynb): what all this speed is spent on.
+# **The way on:** [16 · A scaling law whose floor is known](16_scaling.ipynb): how much arithmetic to spend, and on what.
