@@ -598,7 +598,7 @@ claim("shifted twice ends between the bigram and the unigram",
 # Section 5 said that a fresh model should say "I do not know". Does it matter, if training repairs it? We train the same tiny LLaMA from the three output heads, three seeds each, 120 steps. (The points at step 0 are those of section 5, on one batch.) Predict the order first.
 
 # %%
-head = lambda name: {"patch": {"minillama.engine.numpy_engine.init_params": f"lessons.museum_00.{name}"}}
+head = lambda name: {"patch": {"minillama.engine.numpy_engine.init_params": f"lessons.museum.baselines.{name}"}}
 arms = {"w = 0.02, usual": {}, "w = 1/√D": head("head_of_root"), "w = 1": head("head_of_one")}
 heads = lab.run({name: {"lr": 3e-2, "steps": 120, **arm} for name, arm in arms.items()}, seeds=3, evaluations=6)
 lab.table(heads)

@@ -12,7 +12,8 @@ import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or l
 
 import numpy as np
 
-from lessons import FAST, check, claim, lab, museum_06, plt, record
+from lessons import FAST, check, claim, lab, plt, record
+from lessons.museum import swiglu as other_gates
 from minillama import nn
 from minillama.config import ModelConfig, preset
 from minillama.nn.gradcheck import gradcheck, numerical_gradient
@@ -219,7 +220,7 @@ check("06.hidden_size", hidden_size)
 # Our tiny model has $D = 32$ and $F = 88$: $3\cdot32\cdot88 = 8448$. Two matrices have as many at a width of 132: $2\cdot32\cdot132 = 8448$. The op without a gate ignores `up`. So its third matrix is never used, gets no gradient, and is not counted.
 
 # %%
-usual = {"SwiGLU": {}} | {name: {"multiple_of": 132, "patch": museum_06.patch_of(name.lower())}
+usual = {"SwiGLU": {}} | {name: {"multiple_of": 132, "patch": other_gates.patch_of(name.lower())}
                           for name in ("ReLU", "GELU")}
 for name, arm in usual.items():
     config, _ = lab.configs(arm)
@@ -235,7 +236,7 @@ rng, sizes = np.random.default_rng(0), {}
 for D in (32, 4096):
     gate, up = 0.02 * D**0.5 * rng.standard_normal((2, 100_000))
     rms = lambda a: float(np.sqrt((a * a).mean()))
-    sizes[D] = rms(nn.swiglu_forward(gate, up)[0]), rms(museum_06.relu_forward(gate, up)[0])
+    sizes[D] = rms(nn.swiglu_forward(gate, up)[0]), rms(other_gates.relu_forward(gate, up)[0])
     print(f"D = {D:>4}: SwiGLU's h has rms {sizes[D][0]:.4f}, ReLU's {sizes[D][1]:.4f}, "
           f"{sizes[D][1] / sizes[D][0]:.1f} times as large")
 record(quieter=sizes[32][1] / sizes[32][0], at_scale=sizes[4096][1] / sizes[4096][0])
@@ -247,7 +248,7 @@ claim("at D = 32 SwiGLU starts more than five times quieter, at 4096 less than t
 
 # %%
 rates = (3e-3, 1e-2, 3e-2, 1e-1)
-start = {"minillama.engine.numpy_engine.init_params": "lessons.museum_06.init_fan_in"}
+start = {"minillama.engine.numpy_engine.init_params": "lessons.museum.swiglu.init_fan_in"}
 wide = {name: arm | {"patch": arm.get("patch", {}) | start} for name, arm in usual.items()}
 arms = {f"{name}, lr {lr:g}": arm | {"lr": lr} for name, arm in usual.items() for lr in rates}
 arms |= {f"{name}, wide, lr {lr:g}": arm | {"lr": lr} for name, arm in wide.items() for lr in rates}
@@ -303,11 +304,11 @@ claim("and the three means are within 0.1", np.ptp([runs.mean() for runs in best
 # Other functions can stand in the gate, at no cost in parameters: the sigmoid (GLU), ReLU (ReGLU), GELU (GEGLU), or nothing at all. The last, gate · up, is called bilinear. Below them is SwiGLU with a *wrong backward*. All use a learning rate of 0.03 and start from 0.02.
 
 # %%
-gates = {name: {"lr": 3e-2, "patch": museum_06.patch_of(name.lower())}
+gates = {name: {"lr": 3e-2, "patch": other_gates.patch_of(name.lower())}
          for name in ("GEGLU", "ReGLU", "GLU", "bilinear")}
-wrong = {"silu' is s": "museum.swiglu_slope_is_sigmoid", "silu' is s (1 - s)": "museum_06.slope_of_the_sigmoid",
-         "gate path dropped": "museum.swiglu_gate_path_dropped", "up path dropped": "museum_06.up_path_dropped",
-         "dgate and dup exchanged": "museum_06.exchanged"}
+wrong = {"silu' is s": "museum.swiglu_slope_is_sigmoid", "silu' is s (1 - s)": "museum.swiglu.slope_of_the_sigmoid",
+         "gate path dropped": "museum.swiglu_gate_path_dropped", "up path dropped": "museum.swiglu.up_path_dropped",
+         "dgate and dup exchanged": "museum.swiglu.exchanged"}
 replaced = {name: {"lr": 3e-2, "patch": {"minillama.nn.block.swiglu_backward": f"lessons.{place}"}}
             for name, place in wrong.items()}
 more = {"SwiGLU": results["SwiGLU, lr 0.03"]} | lab.run(gates | replaced, seeds=seeds, steps=150, evaluations=1)
@@ -333,7 +334,7 @@ claim("four of the five wrong gradients are within 0.1 of the right one",
       all(abs(more[name].mean - right.mean) < 0.1 for name in near), fast=False)
 claim("the exchanged pair is worse at every seed",
       more["dgate and dup exchanged"].final.min() > right.final.max() + 0.2, fast=False)
-report = gradcheck(nn.swiglu_forward, museum_06.exchanged, {"gate": np.ones((2, 3)), "up": np.full((2, 3), 2.0)})
+report = gradcheck(nn.swiglu_forward, other_gates.exchanged, {"gate": np.ones((2, 3)), "up": np.full((2, 3), 2.0)})
 claim("a gradient check sees it at once", not report.passed)
 
 # %% [markdown] lang="en"

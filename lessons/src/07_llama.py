@@ -12,7 +12,8 @@ import sys; sys.path[:0] = ["..", "../.."]  # the repository, from lessons/ or l
 
 import numpy as np
 
-from lessons import FAST, check, claim, lab, museum_07, plt, record
+from lessons import FAST, check, claim, lab, plt, record
+from lessons.museum import llama as wiring
 from minillama import nn
 from minillama.config import PRESETS, ModelConfig, TrainConfig
 from minillama.evaluate import mix_floor
@@ -108,8 +109,8 @@ block = {name: 0.7 * rng.standard_normal(shape) + (len(shape) == 1) for name, sh
          zip(nn.model.BLOCK_NAMES, [s for name, s in nn.param_shapes(config).items() if name.startswith("layers")])}
 x, dout = rng.standard_normal((2, 1, 3, 4))  # (B, T, D)
 norm = lambda x, name: nn.rmsnorm_forward(x, block[name], config.norm_eps)[0]
-attention = lambda n: museum_07.attention_half(n, block, cos, sin, config)[0]
-ffn = lambda m: museum_07.ffn_half(m, block)[0]
+attention = lambda n: wiring.attention_half(n, block, cos, sin, config)[0]
+ffn = lambda m: wiring.ffn_half(m, block)[0]
 
 # %%
 n = norm(x, "attention_norm")
@@ -160,7 +161,7 @@ print("(7.8) is off by", np.abs(dh - numerical_gradient(loss_h, h)).max())
 # $$dn = W_q^\top\,\mathrm{rope}'(dq) + W_k^\top\,\mathrm{rope}'(dk) + W_v^\top dv \tag{7.9}$$
 
 # %%
-_, (_, _, _, rope_q, rope_k, kept, _) = museum_07.attention_half(n, block, cos, sin, config)
+_, (_, _, _, rope_q, rope_k, kept, _) = wiring.attention_half(n, block, cos, sin, config)
 dq, dk, dv = nn.attention_backward((dh @ block["wo"]).reshape(1, 3, 2, 2), kept)
 dq, dk = nn.rope_backward(dq, rope_q), nn.rope_backward(dk, rope_k)
 dn = sum(d.reshape(1, 3, 4) @ block[name] for d, name in ((dq, "wq"), (dk, "wk"), (dv, "wv")))
@@ -207,8 +208,8 @@ def loss_of(params):
 
 
 def gradient(how="no_plus"):
-    """The whole gradient, with a block_backward of museum_07."""
-    with lab.patched(museum_07.patch_of(how)):
+    """The whole gradient, with a block_backward of lessons/museum/llama.py."""
+    with lab.patched(wiring.patch_of(how)):
         logits, cache = nn.model_forward(tokens, params, small)
         return nn.model_backward(nn.cross_entropy_backward(1.0, nn.cross_entropy_forward(logits, targets)[1]), cache)
 
@@ -266,7 +267,7 @@ claim("two directions pass the right one and reject the other four",
 # %%
 plus = {"right": {}, "m: w3 overwrites w1": "no_m", "n: wv overwrites wq, wk": "no_n", "h: skip dropped": "no_h",
         "x: skip dropped": "no_x", "both skips dropped": "no_skips", "no skips forward either": "no_skip"}
-arms = {name: {"patch": museum_07.patch_of(how)} if how else {} for name, how in plus.items()}
+arms = {name: {"patch": wiring.patch_of(how)} if how else {} for name, how in plus.items()}
 seeds = 1 if FAST else 3
 trained = lab.run(arms, seeds=seeds, steps=150, evaluations=1)
 lab.table(trained)
@@ -276,7 +277,7 @@ lab.table(trained)
 
 # %%
 depths = (1, 4, 6)  # and 2, from above
-dropped = {"patch": museum_07.patch_of("no_skips")}
+dropped = {"patch": wiring.patch_of("no_skips")}
 by_depth = lab.run({f"{name}, {L} layers": {"n_layers": L, **arm} for L in depths
                     for name, arm in (("right", {"lr": 1e-2}), ("dropped", dropped))},
                    seeds=seeds, steps=150, evaluations=1)
@@ -344,7 +345,7 @@ def through(seed, rule=False, how="no_plus"):
     """rms of the stream and of a random gradient on it, before each block and after the last; the last block's s."""
     made, (x, dx) = start(seed, rule), np.random.default_rng(100 + seed).standard_normal((2, 4, 32, 64), np.float32)
     sizes, caches, grads = [rms(x)], [], [rms(dx)]
-    with lab.patched(museum_07.patch_of(how)):
+    with lab.patched(wiring.patch_of(how)):
         for layer in range(L):
             before = x
             x, cache = nn.model.block_forward(x, nn.model.layer_params(made, layer), *tables, deep_config)
@@ -402,7 +403,7 @@ claim("without the skips' gradient nothing arrives", max(gain["skips carry no gr
 
 # %%
 rates = (1e-2, 3e-2, 6e-2, 2e-1)
-post = {"patch": museum_07.patch_of("post_norm"), "n_layers": 6}
+post = {"patch": wiring.patch_of("post_norm"), "n_layers": 6}
 arms = {f"before, lr {lr:g}": {"n_layers": 6, "lr": lr} for lr in rates}
 arms |= {f"after, lr {lr:g}": {**post, "lr": lr} for lr in rates}
 arms["after, lr 0.06, half of the run is warm-up"] = {**post, "lr": 6e-2, "warmup_steps": 75}
@@ -554,8 +555,8 @@ plt.show()
 # **What does not show at this scale.** Six layers started *without* $1/\sqrt{2L}$ end at {{alike:.2f}}, with it at {{usual:.2f}}: no difference. At $D = 32$, a standard deviation of 0.02 is so small that no branch adds much in either case. In the *parallel* block, the feed-forward reads $x$ in place of $h$. It costs something in two layers, {{parallel_2:.2f}} against {{usual_2:.2f}}, and nothing that we can see in six, {{parallel:.2f}}. We did not compare a *tied* head, which is the embedding used a second time.
 
 # %%
-parallel = {"patch": museum_07.patch_of("parallel")}
-loud = {"minillama.engine.numpy_engine.init_params": "lessons.museum_07.init_all_alike"}
+parallel = {"patch": wiring.patch_of("parallel")}
+loud = {"minillama.engine.numpy_engine.init_params": "lessons.museum.llama.init_all_alike"}
 null = lab.run({"usual": {"n_layers": 6, "lr": 1e-2}, "without 1/√(2L)": {"n_layers": 6, "patch": loud},
                 "parallel": {"n_layers": 6, **parallel}, "parallel, 2 layers": parallel}, seeds=seeds, steps=150,
                evaluations=1)

@@ -401,7 +401,7 @@ claim("the fewer different stories, the worse, at every seed", few.final.min() >
 # Four ways to fill a batch from the same text, beside the right one. Predict which of them the loss of the mix shows.
 
 # %%
-wrong = lambda name: {"lr": lr, "patch": {"minillama.text.mixture.Mixture.batch": f"lessons.museum_12.{name}"}}
+wrong = lambda name: {"lr": lr, "patch": {"minillama.text.mixture.Mixture.batch": f"lessons.museum.data.{name}"}}
 document_mix = {name: round(float(p), 3) for name, p in zip(columns, by_document)}
 museum = {"the right one": {"lr": lr, "mix": mix}, "every row draws by itself": wrong("independent"),
           "weights by document": {"lr": lr, "mix": document_mix},

@@ -1,5 +1,7 @@
 """What experiments put in place of an op: by name, so that worker processes find it. `lessons/lab.py` patches it in.
 
+Here is what lessons share, and what 03 and 08 to 11 use; what one lesson alone puts in has a module named as its exercises are.
+
 The wrong gradients are those of tests/nn/planted_bugs.py wherever they stand there: one list for the lessons and for the tests.
 """
 import importlib.util
@@ -15,7 +17,7 @@ from minillama.text.mixture import Mixture
 
 def _load_planted_bugs():
     """tests/nn/planted_bugs.py, by its place in the checkout: it is no part of a package."""
-    path = Path(__file__).resolve().parents[1] / "tests" / "nn" / "planted_bugs.py"
+    path = Path(__file__).resolve().parents[2] / "tests" / "nn" / "planted_bugs.py"
     spec = importlib.util.spec_from_file_location("planted_bugs", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -147,4 +147,4 @@ def init_all_alike(config, seed=0, dtype=np.float32, embedding_std=0.02):
 def patch_of(name):
     """The patch of a block of this module, as lab.run takes it."""
     ways = ("backward",) if f"{name}_forward" not in globals() else ("forward", "backward")
-    return {f"minillama.nn.model.block_{way}": f"lessons.museum_07.{name}_{way}" for way in ways}
+    return {f"minillama.nn.model.block_{way}": f"lessons.museum.llama.{name}_{way}" for way in ways}

@@ -66,7 +66,7 @@ bilinear_forward, bilinear_backward = _gated(_itself)
 
 def patch_of(name):
     """The patch that puts one of these in place of SwiGLU, as lab.run takes it."""
-    return {f"minillama.nn.block.swiglu_{way}": f"lessons.museum_06.{name}_{way}" for way in ("forward", "backward")}
+    return {f"minillama.nn.block.swiglu_{way}": f"lessons.museum.swiglu.{name}_{way}" for way in ("forward", "backward")}
 
 
 # ---- three more wrong gradients of SwiGLU; lessons/museum.py has two others ----
