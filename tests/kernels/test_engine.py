@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from cuda_modes import waiting
 from helpers import RECIPE, assert_close, batch, ignored, large_params, split
 from tolerances import ACCUMULATION_FLOAT32, DECODE_FLOAT32, INTERCHANGE, MODEL_FLOAT32, TWIN_RUN, TWIN_RUN_BFLOAT16
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -297,12 +298,8 @@ def test_a_step_waits_for_a_gpu_once():
     engine = TorchEngine(SMALL_MODEL, RECIPE, device="cuda")
     whole = batch(SMALL_MODEL, 3, 20)
     engine.train_step(split(whole, 1), 1e-2)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as seen:
-            engine.train_step(split(whole, 1), 1e-2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with waiting("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as seen:
+        engine.train_step(split(whole, 1), 1e-2)
     assert len(seen) == 1
 
 
