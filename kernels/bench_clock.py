@@ -21,6 +21,7 @@ class CudaTimer:
 
     def __init__(self):
         self.stream = torch.cuda.Stream()                        # the default stream cannot be captured
+        self.failed = []                                         # graphs: the allocator may ask one still whether it captures
 
     def session(self):
         return torch.cuda.stream(self.stream)
@@ -32,9 +33,11 @@ class CudaTimer:
         """A function that replays `times` calls, cycling through `calls`. What a call returns is kept until the same call comes
         again, so that outputs rotate too."""
         graph, alive = torch.cuda.CUDAGraph(), deque(maxlen=len(calls))
+        self.failed.append(graph)
         with torch.cuda.graph(graph, stream=self.stream):
             for i in range(times):
                 alive.append(calls[i % len(calls)]())
+        self.failed.pop()
         return graph.replay
 
     def queued(self, runs):

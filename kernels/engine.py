@@ -179,6 +179,9 @@ class TorchEngine:
         return torch.tensor(array, dtype=torch.int64, pin_memory=cuda).to(self.device, non_blocking=cuda)
 
     def train_step(self, batches, lr):
+        if type(self.model) is not Llama:
+            raise InputError(f"the model of an engine must be the Llama that it made, got {type(self.model).__name__}: the engine takes "
+                             "each gradient as soon as it is complete, before another process's gradient could be added")
         for tokens, _ in batches:
             check_tokens(tokens, self.config)
         scored = [int((targets != IGNORE).sum()) for _, targets in batches]
@@ -189,6 +192,7 @@ class TorchEngine:
                 part = self.model(self._tensor(tokens), self._tensor(targets)) * (count / max(sum(scored), 1))
                 part.backward()
                 loss += part.detach()
+                del part                                         # and its graph, with which PyTorch's attention keeps q, k, v and out
             for name in self._grads.views.keys() - self._received:
                 self._grads.views[name].zero_()
             norm, coefficient = self._optim.clip_coefficient(self._grads.flat, self.recipe.grad_clip)

@@ -4,7 +4,7 @@ A contender is a pair like ours, forward(*inputs) -> outputs, cache and backward
 differentiable function. Builders import their package when they are called: an ImportError means that the peer is absent.
 
     ours            the kernels' own pairs, as the block calls them
-    ours-autograd   the differentiable function over the same kernels: shows what PyTorch's dispatch costs the host; never captured
+    ours-autograd   the differentiable function over the same kernels: shows what PyTorch's dispatch costs the host
     eager           kernels/reference.py: PyTorch's own ops (attention: its default back end; adamw: clip, fused AdamW, cast)
     compile         the same under torch.compile; compile-max: with mode="max-autotune-no-cudagraphs", only on request
     liger           Liger-Kernel; its rope rotates the halves of a head, so its inputs are converted to that order, which is not timed
@@ -64,7 +64,6 @@ class Contender(NamedTuple):
     both:    (douts, *inputs) -> outputs, gradients, if it has a shorter way than forward and then backward
     enter:   (inputs, douts) -> its own inputs, douts: another layout, or copies if it overwrites its inputs; not timed
     leave:   (outputs, gradients) -> the same in the workload's layout, to be verified
-    capture: False if it waits for the device, which a CUDA graph does not allow
     """
 
     forward: Callable
@@ -72,7 +71,6 @@ class Contender(NamedTuple):
     both: Callable | None = None
     enter: Callable = _same
     leave: Callable = _same
-    capture: bool = True
 
 
 def copies(inputs, douts):
@@ -145,7 +143,7 @@ def _peers(name, wrt, function, ours, liger=None, quack=None, compiled=True, **o
     """The builders that most workloads have. ours: (module, forward, backward[, spread]); name: our differentiable function.
     liger, quack: () -> Contender; others: provider, written with _ instead of -, -> () -> Contender."""
     def differentiable():
-        return autograd(getattr(importlib.import_module(f".{ours[0]}", __package__), name), wrt, capture=False)
+        return autograd(getattr(importlib.import_module(f".{ours[0]}", __package__), name), wrt)
 
     def compile(mode=None):
         return lambda: autograd(torch.compile(function, fullgraph=True, dynamic=False, mode=mode), wrt)
@@ -272,7 +270,7 @@ def _cross_entropy_workload():
     def liger():
         from liger_kernel.transformers.functional import liger_cross_entropy
 
-        return autograd(liger_cross_entropy, (0,), copies, capture=False)
+        return autograd(liger_cross_entropy, (0,), copies)
 
     def quack():
         from quack.cross_entropy import cross_entropy
@@ -295,7 +293,7 @@ def _linear_cross_entropy_workload():
     def liger():
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-        return autograd(liger_fused_linear_cross_entropy, (0, 1), capture=False)
+        return autograd(liger_fused_linear_cross_entropy, (0, 1))
 
     def torch_lce():
         if not hasattr(F, "linear_cross_entropy"):
@@ -306,7 +304,7 @@ def _linear_cross_entropy_workload():
     def cce():
         from cut_cross_entropy import linear_cross_entropy
 
-        return autograd(lambda *inputs: linear_cross_entropy(*inputs, filter_eps=None, impl="cce"), (0, 1), capture=False)
+        return autograd(lambda *inputs: linear_cross_entropy(*inputs, filter_eps=None, impl="cce"), (0, 1))
 
     def inputs(shape, draw):
         N, D, V = shape["N"], shape["D"], shape["V"]

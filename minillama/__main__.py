@@ -39,7 +39,7 @@ from .config import (  # noqa: E402
     TrainConfig,
     check_number,
 )
-from .errors import InputError  # noqa: E402
+from .errors import InputError, missing_package  # noqa: E402
 from .files import check_name, read_bytes  # noqa: E402
 
 MAX_STDIN = 100_000_000  # bytes
@@ -659,6 +659,11 @@ def main(argv=None):
         return arguments.command(arguments) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:                         # a library is imported where it is used
+        if (sentence := missing_package(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         return 2
     except BrokenPipeError:                                      # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

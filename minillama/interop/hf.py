@@ -310,6 +310,8 @@ def load_tensor(path, name):
     """One tensor. The file is mapped again for each, so that only this tensor is in memory."""
     try:
         with open_safetensors(path) as file:
+            if file.get_slice(name).get_dtype() == CODES["bf16"]:
+                _ = DTYPES["bf16"]                               # until it is imported, NumPy does not know the name bfloat16
             return file.get_tensor(name)
     except SafetensorError as error:
         raise InputError(f"{path} has changed while it was read: {error}") from None

@@ -8,15 +8,33 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import FILE_DTYPES, ModelConfig
 from ..errors import InputError
 from ..nn import param_shapes
 
 KV = (".wk", ".wv")  # the parameters with a row for every channel of the key or value heads
-DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class Dtypes(Mapping):
+    """FILE_DTYPES as NumPy's dtypes. NumPy's bfloat16 is in a package of its own, which is imported if somebody asks for it."""
+
+    def __getitem__(self, name):
+        if name == "bf16":
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        return {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}[name]
+
+    def __iter__(self):
+        return iter(FILE_DTYPES)
+
+    def __len__(self):
+        return len(FILE_DTYPES)
+
+
+DTYPES = Dtypes()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import time
 
 from tqdm import tqdm
 
+from ..errors import missing_package
 from ..evaluate import format_scores, mix_floor
 from ..nn import count_params
 from ..train import Watcher
@@ -23,6 +24,7 @@ class Console(Watcher):
     def __init__(self):
         self.began = time.perf_counter()
         self.bar = self.inner = self.result = None
+        self.draws = True
 
     def __enter__(self):
         return self
@@ -79,8 +81,16 @@ class Console(Watcher):
         self.bar.update()
 
     def saved(self, run, records):
-        from .plot import plot_loss  # matplotlib takes a second to import
-
+        if not self.draws:
+            return
+        try:
+            from .plot import plot_loss  # matplotlib takes a second to import
+        except ModuleNotFoundError as error:
+            if (sentence := missing_package(error)) is None:
+                raise
+            self.draws = False
+            self.bar.write(f"no loss.png: {sentence}")
+            return
         model = run.config.model
         plot_loss(records, run.out / "loss.png", f"{run.out.name}: {count_params(model):,} parameters", model.vocab_size)
 

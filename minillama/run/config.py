@@ -6,8 +6,6 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, replace
 
-import tomli_w
-
 from ..config import MAX_THREADS, ModelConfig, Preset, TrainConfig, check_number, preset
 from ..errors import InputError
 from ..files import check_name, read_bytes
@@ -207,6 +205,8 @@ def settings(config):
 
 def to_toml(config):
     """The text of config.toml."""
+    import tomli_w  # here, so that what writes no run does without it
+
     return tomli_w.dumps(settings(config))
 
 

@@ -134,6 +134,7 @@ def open_run(request):
     else:
         sources = make_sources(config.data, config.train.seed)
         _check_writable(out.parent)
+        to_toml(config)                                          # a package that this needs is missed before the work, not after it
         if request.tokenizer:
             tokenizer = Tokenizer(request.tokenizer, config.from_model)
         else:

@@ -2,10 +2,12 @@
 import dataclasses
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from cuda_modes import waiting
 from helpers import RECIPE, assert_close, batch, ignored, large_params, split
 from tolerances import ACCUMULATION_FLOAT32, DECODE_FLOAT32, INTERCHANGE, MODEL_FLOAT32, TWIN_RUN, TWIN_RUN_BFLOAT16
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -296,13 +298,51 @@ def test_a_step_waits_for_a_gpu_once():
     engine = TorchEngine(SMALL_MODEL, RECIPE, device="cuda")
     whole = batch(SMALL_MODEL, 3, 20)
     engine.train_step(split(whole, 1), 1e-2)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as seen:
-            engine.train_step(split(whole, 1), 1e-2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with waiting("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as seen:
+        engine.train_step(split(whole, 1), 1e-2)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("attention", ["flash", pytest.param("cudnn", marks=pytest.mark.gpu)])
+def test_pytorchs_attention_keeps_nothing_beyond_its_micro_batch(attention, monkeypatch):
+    """q, k, v and out of every layer are freed before the next micro-batch, and before the optimiser."""
+    need_triton()
+    from kernels import block
+
+    engine = TorchEngine(SMALL_MODEL, RECIPE, threads=1, kernels="triton", attention=attention)  # bfloat16 on CUDA, as its back ends want
+    kept, alive, forward, make, clip = [], [], block.sdpa_forward, engine._tensor, engine._optim.clip_coefficient
+
+    def spied(*arguments):
+        out, (backend, (inputs, attended)) = forward(*arguments)
+        kept.extend(weakref.ref(tensor) for tensor in (*inputs, attended))
+        return out, (backend, (inputs, attended))
+
+    def count(function):
+        return lambda *arguments: (alive.append(sum(ref() is not None for ref in kept)), function(*arguments))[1]
+
+    monkeypatch.setattr(block, "sdpa_forward", spied)
+    monkeypatch.setattr(engine, "_tensor", count(make))
+    monkeypatch.setattr(engine._optim, "clip_coefficient", count(clip))
+    engine.train_step(split(batch(SMALL_MODEL, 3, 20), 1, 2), 1e-2)
+    assert len(kept) == 3 * SMALL_MODEL.n_layers * 4
+    assert alive == [0] * 7                                      # tokens and targets of three micro-batches, and the clipping
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel])
+def test_a_wrapped_model_is_refused(wrap, tiny, tmp_path):
+    """DistributedDataParallel adds the processes' gradients when the engine has taken them: each process would train on its own."""
+    engine, before = on_cpu(tiny), None
+    distributed = wrap is torch.nn.parallel.DistributedDataParallel
+    if distributed:
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        engine.model, before = wrap(engine.model), arrays(engine)
+        with pytest.raises(InputError, match=rf"must be the Llama that it made, got {wrap.__name__}: [^.\n]*$"):
+            engine.train_step([batch(tiny, 4, 9)], 1e-2)
+    finally:
+        if distributed:
+            torch.distributed.destroy_process_group()
+    assert all(np.array_equal(array, before[name]) for name, array in arrays(engine).items())
 
 
 # ---------------------------------------------------------------------------------------------------------- what does not fit

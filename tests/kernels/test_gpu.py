@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from cuda_modes import quiet_inductor, waiting
 from tolerances import TWIN_RUN, TWIN_RUN_BFLOAT16
 
 from minillama import nn
@@ -143,11 +144,8 @@ def test_nothing_waits_for_the_device():
 
     step()                                                       # compiles
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting("error"):
         step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_layer_can_be_captured_in_a_graph():
@@ -214,6 +212,7 @@ def test_another_device_than_the_current_one():
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
+@quiet_inductor
 def test_compiled_by_inductor_in_one_graph():
     """All ops in one function: the same numbers, eager and compiled."""
     from kernels.attention import attention
