@@ -11,7 +11,8 @@ Programs:
                 the next ones are being copied to shared memory (if there is room), so that logits are read once and written once. The
                 -1 of the targets comes last: to ask every column whether it is the target would take more than two instructions each.
                 A row of more than MAX_BLOCK logits does not fit (half of that if V or the row stride is no multiple of 16: then an
-                address per logit takes registers too). Such a row has its own program, which goes through it twice, the second time from the end, which the caches still hold.
+                address per logit takes registers too). Such a row has its own program, which goes through it twice, the second time from
+                the end, which the caches still hold.
 
 Roofline, in bytes moved for N rows of V logits of b bytes (arithmetic is negligible):
     forward bNV;  backward 2bNV;  in place 2bNV, which is forward and backward in one.

@@ -34,8 +34,6 @@ def compiled():
     ("cross_entropy", "cross_entropy_forward", False, [], [155]),            # 16 logits per thread and iteration
     ("cross_entropy", "cross_entropy_one_pass", False, [2, 0], [830, 150]),  # 64; then the targets, a row per thread
     ("attention", "attention_forward", False, [2, 0, 2, 0], [523]),          # the diagonal is one tile, so no loop
-    ("attention", "attention_dq", False, [2, 0, 2, 0], [447, 295]),
-    ("attention", "attention_dkdv", False, [4, 0, 4, 0], [478, 362]),
 ])
 def test_prefetch_and_instructions(compiled, example, kernel, residual, waits, loops):
     """A wait in a loop leaves copies under way (the one after it waits for all); loops have not grown; registers stay registers in them."""
