@@ -126,7 +126,7 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     launch(adamw_kernel, (triton.cdiv(n, BLOCK),), param, grad, m, v,
            param if coefficient is None else coefficient, param if copy is None else copy,
            n, lr / (1 - beta1**step), 1 - lr * weight_decay, 1 - beta1, 1 - beta2, math.sqrt(1 - beta2**step), eps,
-           CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=4)
+           CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=8)  # 4 numbers, 16 bytes, per thread
 
 
 @torch.library.custom_op("minillama::clip_coefficient", mutates_args=())

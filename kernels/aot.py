@@ -4,7 +4,7 @@ Each launcher is called on tensors without memory (device "meta") while `launch.
 launch is specialised as Triton would specialise it, and compiled to machine code. The result must have:
 
     no 64-bit floats       they run at a fraction of the speed
-    no register spills     they go through memory
+    no register spills     they go through memory; outside of loops a few do no harm (sass.py counts them)
     shared memory          no more than a multiprocessor has
     64-bit offsets         no 32-bit product with an argument: row * stride overflows at 2^31 elements
     matrix instructions    if the kernel multiplies tiles
@@ -15,11 +15,8 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 import triton
@@ -28,6 +25,7 @@ from triton.compiler import ASTSource
 
 from . import launch
 from .interpreter import interpreted
+from .sass import look
 
 TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes a program may use
@@ -187,16 +185,10 @@ def specialise(call):
 
 
 def _spills(binary, target):
-    """Registers (AMD) or bytes (NVIDIA) that a thread spills to memory."""
+    """Registers (AMD) or moves (NVIDIA, in loops) that do not fit and go through memory."""
     if target == "gfx942":
         return sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", binary.asm["amdgcn"]))
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(binary.asm["ptx"])
-        architecture = re.search(r"\.target\s+(\w+)", binary.asm["ptx"])[1]
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", str(ptx), "-o", os.devnull]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", report))
+    return look(binary)["local"]
 
 
 def narrow_products(ttir):

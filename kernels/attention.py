@@ -41,11 +41,12 @@ LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 
 # (QUERIES, KEYS, warps, pipeline stages) by class of GPU, kernel, bytes per element, and head_dim rounded up to a power of two. Chosen by
-# compiling ahead of time: no register spills (where rows are 16-byte aligned), shared memory fits (in 99 KB for sm_80, because some GPUs of
-# that class have no more), and on sm_90 ptxas does not serialise the products. None of them was chosen by a timing.
+# compiling ahead of time: no register spills in a loop (where rows are 16-byte aligned), shared memory fits (in 99 KB for sm_80, because
+# some GPUs of that class have no more), on sm_90 the next tiles are copied while one is computed (3 stages; with 2, a wait is for all
+# copies) and ptxas does not serialise the products. None of them was chosen by a timing.
 TILES = {
     "sm_90": {
-        ("forward", 2): {128: (128, 128, 8, 2), 64: (128, 128, 8, 3), 32: (128, 128, 8, 3), 16: (128, 128, 8, 3)},
+        ("forward", 2): {128: (128, 128, 8, 3), 64: (128, 128, 8, 3), 32: (128, 128, 8, 3), 16: (128, 128, 8, 3)},
         ("dq", 2): {128: (128, 64, 8, 3), 64: (128, 64, 8, 3), 32: (128, 64, 8, 3), 16: (128, 64, 8, 3)},
         ("dkdv", 2): {128: (64, 128, 8, 3), 64: (64, 128, 8, 3), 32: (64, 128, 8, 3), 16: (64, 128, 8, 3)},
         ("forward", 4): {128: (32, 16, 8, 2), 64: (64, 32, 8, 2), 32: (64, 32, 8, 2), 16: (64, 32, 8, 2)},

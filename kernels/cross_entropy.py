@@ -8,9 +8,11 @@ Programs:
     forward     one per ROWS rows; it goes through its rows once, BLOCK columns at a time, with a running maximum and sum
     backward    one per tile of (ROWS, BLOCK) logits, which it reads again; the row's maximum and sum come from forward
     in place    G programs that stay on their multiprocessors; program g computes rows g, g + G, ... One row is whole in registers while
-                the next one is being loaded, so that logits are read once and written once. A row of more than MAX_BLOCK logits does
-                not fit (half of that if V or the row stride is no multiple of 16: then an address per logit takes registers too).
-                Such a row has its own program, which goes through it twice, the second time from the end, which the caches still hold.
+                the next ones are being copied to shared memory (if there is room), so that logits are read once and written once. The
+                -1 of the targets comes last: to ask every column whether it is the target would take more than two instructions each.
+                A row of more than MAX_BLOCK logits does not fit (half of that if V or the row stride is no multiple of 16: then an
+                address per logit takes registers too). Such a row has its own program, which goes through it twice, the second time from
+                the end, which the caches still hold.
 
 Roofline, in bytes moved for N rows of V logits of b bytes (arithmetic is negligible):
     forward bNV;  backward 2bNV;  in place 2bNV, which is forward and backward in one.
@@ -32,6 +34,8 @@ from .launch import architecture, check, check_ids, check_shape, launch, multipr
 
 MAX_BLOCK = 32768  # logits of a row in registers: 64 for each thread of 16 warps; twice as many would spill
 IGNORED = tl.constexpr(IGNORE)
+LOG2_E = tl.constexpr(1.4426950408889634)
+PREFETCH = {"sm_90": 220 * 1024, "sm_80": 96 * 1024, "gfx942": 0}  # bytes of a multiprocessor's shared memory for rows to come; AMD has few
 
 
 @triton.jit
@@ -42,11 +46,17 @@ def _classify(target, V):
 
 
 @triton.jit
+def _exp(x):
+    """exp(x), 0 below 2^-126. The hardware has exp2 alone; tl.exp spends three more instructions on results too small to matter here."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
 def _extend(x, peak, total):
     """Running maximum and sum of exp(x - maximum), the sum kept per column; a row that had only -inf so far has the sum 0."""
     higher = tl.maximum(peak, tl.max(x, 1))
     shift = tl.where(higher == float("-inf"), 0.0, higher)       # -inf - -inf would be NaN, and would stay NaN
-    return higher, total * tl.exp(peak - shift)[:, None] + tl.exp(x - shift[:, None])
+    return higher, total * _exp(peak - shift)[:, None] + _exp(x - shift[:, None])
 
 
 @triton.jit
@@ -98,7 +108,7 @@ def cross_entropy_backward_kernel(
     total = tl.load(total_ptr + row, row < N, other=1.0)
     factor = tl.load(dout_ptr).to(tl.float32) * tl.load(scale_ptr) + nan
     hit = column[None, :] == target[:, None]
-    dlogits = _gradient(tl.exp(x - peak[:, None]), hit, scored[:, None], total[:, None], factor[:, None])
+    dlogits = _gradient(_exp(x - peak[:, None]), hit, scored[:, None], total[:, None], factor[:, None])
     tl.store(dlogits_ptr + row[:, None] * V + column[None, :], dlogits.to(dlogits_ptr.dtype.element_ty), inside)
 
 
@@ -106,27 +116,37 @@ def cross_entropy_backward_kernel(
 def cross_entropy_one_pass_kernel(
     logits_ptr, targets_ptr, scale_ptr,         # in:  (N, V), which the gradient replaces; (N,); ()
     nats_ptr,                                   # out: (N,)
-    N, V, stride, G,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    N, stride, G,
+    V: tl.constexpr,                            # a constant: so the compiler drops the masks of columns that surely exist
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     scale = tl.load(scale_ptr)
-    for first in tl.range(0, N, G, num_stages=STAGES):
-        row = first + program
-        inside = (row < N) & (column < V)
+    for index in tl.range(program, N, G, num_stages=STAGES):
+        row = tl.cast(index, tl.int64)
         at = logits_ptr + row * stride + column
-        x = tl.load(at, inside, other=float("-inf")).to(tl.float32)
-        target, scored, nan = _classify(tl.load(targets_ptr + row, row < N, other=IGNORED), V)
-        hit = column == target
-        wanted = tl.sum(tl.where(hit, x, 0.0), 0)                # not loaded separately: another thread may be writing there
+        x = tl.load(at, column < V, other=float("-inf")).to(tl.float32)
+        raw = tl.load(targets_ptr + row)
+        target, scored, nan = _classify(raw, V)
+        wanted = 0.0
+        if (raw >= 0) & (raw < V):                               # read before the barriers of the sums, overwritten after them
+            wanted = tl.load(logits_ptr + row * stride + target).to(tl.float32)
         peak = tl.max(x, 0)
-        exps = tl.exp(x - peak)                                  # reuses the registers of x
+        exps = _exp(x - peak)                                    # reuses the registers of x
         total = tl.sum(exps, 0)
         nats = tl.log(total) - (wanted - peak) + nan
-        tl.store(nats_ptr + row, tl.where(scored, nats, 0.0), row < N)
-        dlogits = _gradient(exps, hit, scored, total, scale + nan)
-        tl.store(at, dlogits.to(logits_ptr.dtype.element_ty), inside)
+        tl.store(nats_ptr + row, tl.where(scored, nats, 0.0))
+        factor = tl.where(scored, (scale + nan) / total, 0.0)
+        if not scored:                                           # 0, whatever the logits
+            exps = tl.zeros((BLOCK,), tl.float32)
+        tl.store(at, (exps * factor).to(logits_ptr.dtype.element_ty), column < V)
+    tl.debug_barrier()                                           # no thread goes on before all have written: not two to one place at a time
+    for start in tl.range(0, tl.cdiv(N, G), ROWS):               # the target of each row that this program has computed
+        row = program + (start + tl.arange(0, ROWS)).to(tl.int64) * G
+        raw = tl.load(targets_ptr + row, row < N, other=IGNORED)
+        p = _exp(-tl.load(nats_ptr + row, row < N, other=0.0))   # its probability
+        tl.store(logits_ptr + row * stride + raw, ((p - 1.0) * scale).to(logits_ptr.dtype.element_ty), (raw >= 0) & (raw < V))
 
 
 @triton.jit
@@ -137,18 +157,18 @@ def cross_entropy_two_pass_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    target, scored, nan = _classify(tl.load(targets_ptr + row), V)
+    raw = tl.load(targets_ptr + row)
+    target, scored, nan = _classify(raw, V)
+    wanted = tl.load(logits_ptr + row * stride + target, scored & (raw >= 0) & (raw < V), other=0.0).to(tl.float32)
     peak = tl.full((1,), float("-inf"), tl.float32)
     total = tl.zeros((1, BLOCK), tl.float32)
-    wanted = tl.zeros((1, BLOCK), tl.float32)
     for start in tl.range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)
         at = logits_ptr + row[:, None] * stride + column[None, :]
         x = tl.load(at, (column < V)[None, :], other=float("-inf"), eviction_policy="evict_last").to(tl.float32)
         peak, total = _extend(x, peak, total)
-        wanted += tl.where(column[None, :] == target[:, None], x, 0.0)
     total = tl.sum(total, 1)
-    nats = tl.log(total) - (tl.sum(wanted, 1) - peak) + nan
+    nats = tl.log(total) - (wanted - peak) + nan
     tl.store(nats_ptr + row, tl.where(scored, nats, 0.0))
     scale = tl.load(scale_ptr) + nan
     blocks = tl.cdiv(V, BLOCK)
@@ -157,7 +177,7 @@ def cross_entropy_two_pass_kernel(
         at = logits_ptr + row[:, None] * stride + column[None, :]
         x = tl.load(at, (column < V)[None, :], other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
         hit = column[None, :] == target[:, None]
-        dlogits = _gradient(tl.exp(x - peak[:, None]), hit, scored[:, None], total[:, None], scale[:, None])
+        dlogits = _gradient(_exp(x - peak[:, None]), hit, scored[:, None], total[:, None], scale[:, None])
         tl.store(at, dlogits.to(logits_ptr.dtype.element_ty), (column < V)[None, :])
 
 
@@ -298,10 +318,11 @@ def cross_entropy_(logits, targets, scale):
         return nats
     block = max(16, triton.next_power_of_2(V))
     resident = min(32, MAX_BLOCK // block)                       # programs that share a multiprocessor's registers
-    programs = min(N, resident * multiprocessors(logits))
-    stages = 1 if architecture(logits) == "gfx942" else 2        # AMD would load the next row into registers, not into shared memory
-    launch(cross_entropy_one_pass_kernel, (programs,), logits, targets, scale, nats, N, V, logits.stride(0), programs,
-           BLOCK=block, STAGES=stages, num_warps=min(16, max(1, block // 1024)))
+    programs, warps = min(N, resident * multiprocessors(logits)), min(16, max(1, block // 1024))
+    ahead = 2 * resident * block * logits.element_size()         # bytes of two rows per program: 3 stages. With 2, nothing is ahead
+    stages = 3 if aligned and ahead <= PREFETCH[architecture(logits)] else 1
+    launch(cross_entropy_one_pass_kernel, (programs,), logits, targets, scale, nats, N, logits.stride(0), programs,
+           V=V, BLOCK=block, STAGES=stages, ROWS=32 * warps, num_warps=warps)
     return nats
 
 

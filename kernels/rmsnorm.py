@@ -9,6 +9,10 @@ on their multiprocessors: program g computes rows g, g + G, ... and keeps its su
 kernel adds the G partial sums, always in the same order. No atomics: the same input gives the same bits. Triton does not specialise on
 the number of rows, so a new sequence length needs no new compilation.
 
+Memory answers after about 1 us. By Little's law a multiprocessor must then have asked for bandwidth * latency = 3.35 TB/s / 132 * 1 us
+= 25 KB ahead of time (H100), whatever D is. Backward has as many programs on it as its registers hold, 8192 elements together, and each
+copies its next rows to shared memory while it computes: 32 KB of x and dout in bfloat16.
+
 Roofline, in bytes moved for N rows of D elements of b bytes (arithmetic is negligible):
     forward 2bND;  backward 3bND;  with the addition 4bND each way.
 
@@ -22,6 +26,8 @@ from torch import Tensor
 from .launch import check, check_same, check_shape, launch, multiprocessors, rows
 
 MAX_DIM = 8192  # a row must fit in the registers of a program
+ELEMENTS = 8192  # of x that a multiprocessor's registers hold in backward, of all its programs together
+PREFETCH = 96 * 1024  # bytes of shared memory that a program may fill ahead of time: some GPUs have no more than 99 KB
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -34,6 +40,8 @@ def rmsnorm_forward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < N)[:, None] & (column < D)[None, :]
+    # weight first: no load is moved across the barriers of the sum below, so its latency would come after theirs
+    weight = tl.load(weight_ptr + column, column < D, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], inside, other=0.0)
     if RESIDUAL:
         residual = tl.load(residual_ptr + row[:, None] * residual_stride + column[None, :], inside, other=0.0)
@@ -42,7 +50,6 @@ def rmsnorm_forward_kernel(
     x = x.to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, 1) / D + eps)
     tl.store(rstd_ptr + row, rstd, row < N)
-    weight = tl.load(weight_ptr + column, column < D, other=0.0).to(tl.float32)
     out = x * rstd[:, None] * weight[None, :]
     tl.store(out_ptr + row[:, None] * D + column[None, :], out.to(out_ptr.dtype.element_ty), inside)
 
@@ -52,13 +59,13 @@ def rmsnorm_backward_kernel(
     dout_ptr, dtotal_ptr, x_ptr, weight_ptr, rstd_ptr,  # in:  (N, D) three times, (D,), (N,)
     dx_ptr, partial_ptr,                                # out: (N, D), (G, D)
     N, D, dout_stride, dtotal_stride, x_stride, G,
-    RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     weight = tl.load(weight_ptr + column, column < D, other=0.0).to(tl.float32)
     dweight = tl.zeros((ROWS, BLOCK), tl.float32)
-    for first in tl.range(0, tl.cdiv(N, ROWS), G, num_stages=2):
+    for first in tl.range(0, tl.cdiv(N, ROWS), G, num_stages=STAGES):
         row = (first + program) * ROWS + tl.arange(0, ROWS)
         inside = (row < N)[:, None] & (column < D)[None, :]
         x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], inside, other=0.0).to(tl.float32)
@@ -123,13 +130,16 @@ def _backward(op, dout, dtotal, cache):
     dadded = dflat if dtotal is None else rows(dtotal)
     N, D = flat.shape
     shape = _shape(D)
-    programs = min(triton.cdiv(N, shape["ROWS"]), 2 * multiprocessors(x))
+    elements = shape["ROWS"] * shape["BLOCK"]
+    programs = min(triton.cdiv(N, shape["ROWS"]), max(1, ELEMENTS // elements) * multiprocessors(x))
+    iteration = (2 if dtotal is None else 3) * elements * x.element_size()  # bytes of x, dout and perhaps dtotal
+    stages = 3 if 2 * iteration <= PREFETCH else 2               # of n stages, n - 1 are in shared memory; with 2, nothing is ahead
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight = torch.empty(D, dtype=weight.dtype, device=x.device)
     partial = torch.empty((programs, D), dtype=torch.float32, device=x.device)
     launch(rmsnorm_backward_kernel, (programs,), dflat, dadded, flat, weight, rstd, dx, partial,
-           N, D, dflat.stride(0), dadded.stride(0), flat.stride(0), programs, RESIDUAL=dtotal is not None, **shape)
-    launch(column_sum_kernel, (triton.cdiv(D, 32),), partial, dweight, programs, D, ROWS=32, BLOCK=32, num_warps=4)
+           N, D, dflat.stride(0), dadded.stride(0), flat.stride(0), programs, RESIDUAL=dtotal is not None, STAGES=stages, **shape)
+    launch(column_sum_kernel, (triton.cdiv(D, 32),), partial, dweight, programs, D, ROWS=128, BLOCK=32, num_warps=8)
     return dx, dweight
 
 

@@ -618,19 +618,21 @@ claim("at 2048 positions, storing the scores costs more than three times the bou
 #
 # Compiling needs no GPU. A second process, without the interpreter, makes machine code for an H100 (`sm_90`). A program runs in **warps** of 32 threads, and its warps exchange numbers through a small **shared** memory.
 #
-# Look for three things. **Spilled** must be 0: registers that did not fit go through memory. Loads should be **wide**, 16 bytes for each thread at once. And the products of attention must be **matrix instructions**.
+# Look for four things. **Spilled** must be 0 where it counts, in the loops: registers that did not fit go through memory. Loads should be **wide**, 16 bytes for each thread at once. The products of attention must be **matrix instructions**. And a loop should copy its next rows **ahead of time**: at each of its waits, some younger copies may still be under way. (The last wait, after the loop, is for all.)
 
 # %%
 rows, why_not = gpu_lab.machine_code() if there else ([], "torch and triton are not here")
 for row in rows:
     print(f"{row['kernel']:<24} {row['warps']} warps, {row['registers']} registers per thread, "
-          f"{row['spilled']} bytes spilled, {row['shared']} bytes shared")
+          f"{row['spilled']} spilled in loops, {row['shared']} bytes shared")
     print(f"{'':<24} {row['loads']} loads, {row['wide']} of them 16 bytes wide; "
           f"{row['stores']} stores; {row['products']} matrix instructions")
+    print(f"{'':<24} copies under way after each wait: {row['waits'] or 'no copies'}")
 if rows:
     print("a load of RMSNorm:", rows[0]["first"])
-    claim("nothing spills, and all loads are wide",
+    claim("no loop spills, and all loads are wide",
           all(row["spilled"] == 0 and row["loads"] == row["wide"] for row in rows))
+    claim("every loop copies ahead of time", all(wait > 0 for row in rows for wait in row["waits"][::2]))
 else:
     print("it cannot be compiled here, see the committed output:", why_not)
 

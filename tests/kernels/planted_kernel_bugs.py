@@ -34,7 +34,7 @@ def mutant(module, line, wrong, folder):
 
 
 def rmsnorm(m):
-    arrays = [RNG.standard_normal((150, 70)), RNG.standard_normal(70)]
+    arrays = [RNG.standard_normal((500, 70)), RNG.standard_normal(70)]
     check_pair((m.rmsnorm_forward, m.rmsnorm_backward), (nn.rmsnorm_forward, nn.rmsnorm_backward), reference.rmsnorm_forward,
                arrays, torch.float32, ["dx", "dweight"], [1e-2])
 
@@ -76,8 +76,8 @@ def cross_entropy(m):
     check_pair((m.cross_entropy_forward, lambda dout, cache: (m.cross_entropy_backward(dout, cache),)),
                (nn.cross_entropy_forward, nn.cross_entropy_backward), reference.cross_entropy_forward,
                [logits, targets], torch.float32, ["dlogits"])
-    for V in (300, 16401):
-        logits, targets = RNG.standard_normal((5, V)), RNG.integers(0, V, 5)
+    for N, V in ((5, 300), (9, 16416), (5, 16401)):              # 9: more rows than programs
+        logits, targets = RNG.standard_normal((N, V)), RNG.integers(0, V, N)
         targets[2] = nn.IGNORE
         logits, ids = tensors([logits, targets], torch.float32)
         seen = logits[None].double().cpu().numpy()
@@ -153,7 +153,7 @@ BUGS = {
     "adamw: decay coupled to the moments": ("adamw", "beta1_rest * (grad - m)", "beta1_rest * (grad + 0.1 * param - m)"),
     "adamw: gradient not clipped": ("adamw", "grad *= coefficient", "grad *= 1.0"),
     "adamw: half of the norm": ("adamw", "tl.range(0, tl.cdiv(n, BLOCK), G", "tl.range(0, tl.cdiv(n, 2 * BLOCK), G"),
-    "cross_entropy: sum not rescaled to the new maximum": ("cross_entropy", "total * tl.exp(peak - shift)[:, None] + ", "total + "),
+    "cross_entropy: sum not rescaled to the new maximum": ("cross_entropy", "total * _exp(peak - shift)[:, None] + ", "total + "),
     "cross_entropy: NaN from a block of -inf": (
         "cross_entropy", 'shift = tl.where(higher == float("-inf"), 0.0, higher)',
         "shift = higher"),
@@ -163,14 +163,19 @@ BUGS = {
     "cross_entropy: dout forgotten": (
         "cross_entropy", "tl.load(dout_ptr).to(tl.float32) * tl.load(scale_ptr) + nan",
         "tl.load(scale_ptr) + nan"),
-    "cross_entropy: every program takes the first row": ("cross_entropy", "row = first + program", "row = first"),
+    "cross_entropy: every program takes the first row": (
+        "cross_entropy", "row = tl.cast(index, tl.int64)",
+        "row = tl.cast(index, tl.int64) * 0"),
     "cross_entropy: rows taken to be dense": (
         "cross_entropy", "at = logits_ptr + row * stride + column\n",
         "at = logits_ptr + row * V + column\n"),
     "cross_entropy: last block keeps its logits": (
         "cross_entropy", "for behind in tl.range(0, blocks):",
         "for behind in tl.range(1, blocks):"),
-    "cross_entropy: target found in the last block only": ("cross_entropy", "wanted += tl.where(", "wanted = tl.where("),
+    "cross_entropy: probability of the target with the wrong sign": ("cross_entropy", "(p - 1.0) * scale", "(p + 1.0) * scale"),
+    "cross_entropy: targets of the program's first row only": (
+        "cross_entropy", "(start + tl.arange(0, ROWS)).to(tl.int64) * G",
+        "tl.arange(0, ROWS).to(tl.int64) * N"),
     "cross_entropy: padding counted": ("cross_entropy", "count += (target != IGNORED).to(tl.int32)", "count += 1"),
     "cross_entropy: last token left out": ("cross_entropy", "token < N, other=0.0)", "token < N - 1, other=0.0)"),
     "linear_cross_entropy: dweight of the last chunk only": ("linear_cross_entropy", "first=start == 0", "first=True"),

@@ -9,7 +9,7 @@ from kernels.rmsnorm import MAX_DIM, add_rmsnorm, add_rmsnorm_backward, add_rmsn
 from minillama.nn import rmsnorm_backward as numpy_backward
 from minillama.nn import rmsnorm_forward as numpy_forward
 
-SHAPES = [(1, 3), (1, 64), (3, 5, 97), (2, 127, 128), (700, 8), (7, 1000), (5, 4097)]
+SHAPES = [(1, 3), (1, 64), (3, 5, 97), (2, 127, 128), (700, 8), (7, 1000), (67, 600), (5, 4097)]  # (67, 600): more rows than programs
 EPS = 1e-5
 
 

@@ -1,0 +1,53 @@
+"""Compiles the kernels that test_compiled.py asks about, and prints a JSON object per launch. A process without the interpreter."""
+import json
+import sys
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from triton.compiler import ASTSource
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from kernels import aot
+from kernels.sass import instructions, look
+
+EXAMPLES = {                                                     # example -> kernels
+    "rmsnorm D=1024": (lambda: aot._rmsnorm(16384, 1024, torch.bfloat16), {"rmsnorm_backward_kernel"}),
+    "rmsnorm D=4096": (lambda: aot._rmsnorm(16384, 4096, torch.bfloat16), {"rmsnorm_forward_kernel", "rmsnorm_backward_kernel"}),
+    "rmsnorm D=8192": (lambda: aot._rmsnorm(16384, 8192, torch.bfloat16), {"rmsnorm_backward_kernel"}),
+    "cross_entropy": (lambda: aot._cross_entropy(16384, 32000, torch.bfloat16),
+                      {"cross_entropy_forward_kernel", "cross_entropy_one_pass_kernel"}),
+    "adamw": (lambda: aot._adamw(2**30, True), {"adamw_kernel"}),
+    "attention": (lambda: aot._attention(8, 2048, 32, 128, torch.bfloat16), {"attention_forward_kernel"}),
+}
+
+
+@triton.jit
+def spilling_kernel(x_ptr, N, BLOCK: tl.constexpr):
+    """Keeps more numbers across the iterations of its loop than there are registers."""
+    i = tl.arange(0, BLOCK)
+    x, y = tl.load(x_ptr + i), tl.load(x_ptr + BLOCK + i)
+    for _ in range(N):
+        x, y = x * tl.sum(y, 0), y + x * tl.max(x, 0)
+    tl.store(x_ptr + i, x + y)
+
+
+def spilling():
+    aot.launch.launch(spilling_kernel, (1,), torch.empty(1 << 13, device="meta"), 1000, BLOCK=1 << 12, num_warps=1)
+
+
+if __name__ == "__main__":
+    for name, (example, wanted) in (EXAMPLES | {"spilling": (spilling, {"spilling_kernel"})}).items():
+        aot.EXAMPLES[name] = example
+        for call in aot.launches(name):
+            if call.kernel.__name__ in wanted:
+                signature, constants, attributes = aot.specialise(call)
+                options = {option: call.options[option] for option in ("num_warps", "num_stages") if option in call.options}
+                source = ASTSource(call.kernel, signature, constants, attributes)
+                binary = triton.compile(source, target=aot.TARGETS["sm_90"], options=options)
+                names = [name for _, name, _ in instructions(binary.asm["cubin"])[0] if name in ("LDG", "BAR")]
+                late = names[names.index("BAR"):].count("LDG") if "BAR" in names else 0  # loads after the first barrier
+                row = {"late": late, "example": name, "kernel": call.kernel.__name__, "residual": call.options.get("RESIDUAL", False),
+                       "programs": call.grid[0], "threads": 32 * call.options["num_warps"]}
+                print(json.dumps(row | look(binary)), flush=True)
