@@ -116,7 +116,7 @@ def execute(notebook, folder, fast):
     """Run every cell in a fresh kernel. Raises BuildError at the first that fails."""
     os.environ.update(LESSONS_FAST="1" if fast else "", PYTHONHASHSEED="0", OPENBLAS_NUM_THREADS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-                            record_timing=False)
+                            record_timing=False, extra_arguments=["--log-level=ERROR"])  # of the kernel: its address is no news
     try:
         client.execute()
     except CellExecutionError as error:
