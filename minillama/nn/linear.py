@@ -2,7 +2,8 @@
 
     out = x @ weight.T          out_o = sum_i weight_oi * x_i
 
-LLaMA's code has no biases; the paper does not speak of them. GPU twin: kernels/reference.py (a plain GEMM). Lesson: lessons/02_gradients.ipynb.
+LLaMA's code has no biases; the paper does not speak of them. GPU twin: kernels/reference.py (a plain GEMM).
+Lesson: lessons/02_gradients.ipynb.
 """
 import numpy as np
 
