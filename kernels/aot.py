@@ -207,16 +207,19 @@ def narrow_products(ttir):
     return [match[0] for match in products if {match[1], match[2]} & narrow]
 
 
+def machine_code(call, target):
+    """Compile one recorded launch for one target: Triton's compiled kernel, with its code at every stage in `asm`."""
+    options = {name: value for name, value in call.options.items() if name in ("num_warps", "num_stages")}
+    return triton.compile(ASTSource(call.kernel, *specialise(call)), target=TARGETS[target], options=options)
+
+
 def compile_launch(call, target):
-    """Compile one recorded launch for one target.
+    """Compile one recorded launch for one target, and look for faults.
 
     Returns:
         dict: kernel, target, shared (bytes), spills, faults (list of sentences, empty if there are none)
     """
-    signature, constants, attributes = specialise(call)
-    options = {name: value for name, value in call.options.items() if name in ("num_warps", "num_stages")}
-    source = ASTSource(call.kernel, signature, constants, attributes)
-    binary = triton.compile(source, target=TARGETS[target], options=options)
+    binary = machine_code(call, target)
     text = binary.asm["amdgcn" if target == "gfx942" else "ptx"]
     name, shared, spills = call.kernel.__name__, binary.metadata.shared, _spills(binary, target)
     faults = []
@@ -227,7 +230,7 @@ def compile_launch(call, target):
     if shared > SHARED[target]:
         faults.append(f"needs {shared} bytes of shared memory, and {target} has {SHARED[target]}")
     faults += [f"32-bit offset: {line}" for line in narrow_products(binary.asm["ttir"])]
-    halves = {"*bf16", "*fp16"} & set(signature.values())        # float32 is multiplied in full precision, which has no such instructions
+    halves = {"*bf16", "*fp16"} & set(specialise(call)[0].values())  # float32 is multiplied in full precision, without such instructions
     if "tl.dot" in call.kernel.src and halves and not re.search(MATRIX[target], text):
         faults.append("multiplies tiles without matrix instructions")
     return {"kernel": name, "target": target, "shared": shared, "spills": spills, "faults": faults}

@@ -149,8 +149,6 @@ def machine_code(target="sm_90"):
 
 def _compile(target):
     """One row per kernel of WANTED, from the launches that the launchers make."""
-    import triton
-
     from kernels import aot, sass
 
     rows = []
@@ -159,10 +157,7 @@ def _compile(target):
             if call.kernel.__name__ not in wanted:
                 continue
             wanted = tuple(name for name in wanted if name != call.kernel.__name__)  # the first launch of each
-            signature, constants, attributes = aot.specialise(call)
-            options = {name: value for name, value in call.options.items() if name in ("num_warps", "num_stages")}
-            source = aot.ASTSource(call.kernel, signature, constants, attributes)
-            binary = triton.compile(source, target=aot.TARGETS[target], options=options)
+            binary = aot.machine_code(call, target)
             ptx = binary.asm["ptx"]
             found = sass.look(binary)
             loads = [line.strip() for line in ptx.splitlines() if re.search(r"\bld\.global|\bcp\.async\.cg", line)]

@@ -23,8 +23,10 @@ import numpy as np
 from minillama.engine.numpy_engine import NumpyEngine
 from minillama.errors import InputError
 from minillama.evaluate import evaluate
+from minillama.files import write_json
 from minillama.generate import Sampling, next_token
 from minillama.run import folder
+from minillama.run.metrics import read_metrics
 from minillama.text import corpus
 from minillama.text.prepare import make_sources, prepare_shards
 
@@ -145,22 +147,19 @@ def make(run, others=(), out=HERE):
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     out.mkdir(exist_ok=True)
     (out / "metrics.jsonl").write_text("".join(lines[EVERY - 1::EVERY]), encoding="utf-8")
-    _write(out / "milestones.json", milestones)
-    _write(out / "baselines.json", baselines(shards, tokenizer.vocab_size, tokenizer.bos_id) | {"ends": [ends(run), *map(ends, others)]})
+    write_json(out / "milestones.json", milestones)
+    counted = baselines(shards, tokenizer.vocab_size, tokenizer.bos_id)
+    write_json(out / "baselines.json", counted | {"ends": [ends(run), *map(ends, others)]})
     shutil.rmtree(out / "model", ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=out) as part:
         folder.export_model(run, "hf", "bf16", Path(part) / "model")
         (Path(part) / "model").rename(out / "model")
 
 
-def _write(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
 # ---- what the lesson reads ----
 def log(run=HERE):
     """The lines of a metrics.jsonl: (all lines, those with an evaluation), each a dict name -> array."""
-    records = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = read_metrics(Path(run) / "metrics.jsonl")
     evaluated = [record for record in records if "val_loss" in record]
     return tuple({name: np.array([r[name] for r in lines]) for name in lines[0]} for lines in (records, evaluated))
 

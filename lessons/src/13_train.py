@@ -22,7 +22,7 @@ from minillama.text import corpus
 # %% [markdown] lang="en"
 # ## 1 · The log of a run
 #
-# This lesson reads a run that is kept in [`lessons/run`](run). It is the default model, `nano`, with 5000 steps instead of 2400: 922,752 parameters, 5.1 million tokens of the built-in text, some minutes on two processor cores.
+# This lesson reads a run that is kept in [`lessons/run`](run). It is the default model, `nano`, with 5000 steps instead of 2400: {{parameters:,.0f}} parameters, {{tokens:.1f}} million tokens of the built-in text, some minutes on two processor cores.
 #
 # Three numbers are known before it starts. The first loss is near $\ln 512 = 6.24$. A model that only counts pairs of tokens stops at the bigram's loss. And no model gets below the floor.
 
@@ -30,6 +30,7 @@ from minillama.text import corpus
 steps, evaluated = real_run.log()
 baselines, milestones = real_run.read("baselines"), real_run.read("milestones")
 floor, last = evaluated["floor"][-1], evaluated["val_loss"][-1]
+record(parameters=nn.count_params(real_run.model()[0].config), tokens=steps["tokens"][-1] / 1e6)
 for name in ("uniform", "unigram", "bigram"):
     print(f"{name:<8} {baselines[name]:.3f}")
 print(f"floor    {floor:.3f}\nthe run  {last:.3f}, {last / floor - 1:.1%} above the floor")

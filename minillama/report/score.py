@@ -115,13 +115,14 @@ def score_tasks(path, names, trials, shots, seed, engine, threads=None):
         encoded = [encode(trial, before, trained.tokenizer) for trial, before in drawn]
         needed = max(len(ids) for ids, _ in encoded) - 1
         if needed > context:
+            hint = "fewer --shots" if number else "--tasks alone asks those that fit" if names else "none of the tasks fits it"
             refused[name] = (f"{name} with {number} shot{'s' * (number != 1)} needs a context of {needed} tokens, "
-                             f"and this model has {context}")
+                             f"and this model has {context}"), hint
             continue
         asked[name] = number, [trial for trial, _ in drawn], encoded
     if refused and (names or not asked):
-        raise InputError(f"{next(iter(refused.values()))}: {'fewer --shots' if shots else '--tasks alone asks those that fit'}")
-    for reason in refused.values():
+        raise InputError(": ".join(next(iter(refused.values()))))
+    for reason, _ in refused.values():
         print(f"note: {reason}: it is not asked", file=sys.stderr)
     engine = make_engine(engine, trained.config.model, params=trained.params, threads=threads, batch_splits=1)
     results = {}

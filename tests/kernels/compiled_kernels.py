@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from kernels import aot
@@ -42,10 +41,7 @@ if __name__ == "__main__":
         aot.EXAMPLES[name] = example
         for call in aot.launches(name):
             if call.kernel.__name__ in wanted:
-                signature, constants, attributes = aot.specialise(call)
-                options = {option: call.options[option] for option in ("num_warps", "num_stages") if option in call.options}
-                source = ASTSource(call.kernel, signature, constants, attributes)
-                binary = triton.compile(source, target=aot.TARGETS["sm_90"], options=options)
+                binary = aot.machine_code(call, "sm_90")
                 names = [name for _, name, _ in instructions(binary.asm["cubin"])[0] if name in ("LDG", "BAR")]
                 late = names[names.index("BAR"):].count("LDG") if "BAR" in names else 0  # loads after the first barrier
                 row = {"late": late, "example": name, "kernel": call.kernel.__name__, "residual": call.options.get("RESIDUAL", False),

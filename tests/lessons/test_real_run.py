@@ -33,19 +33,19 @@ def test_verdicts(text, expected):
 
 
 def test_baselines_by_hand():
-    """Two sources of three tokens: 0 begins a document, 1 and 2 follow. Held-out loss of the pair model, written out."""
+    """Two sources, of six and three tokens: 0 begins a document and follows nothing, 1 and 2 follow. The losses, written out."""
     def stream(tokens):
         tokens = np.array(tokens, np.uint16)
         return Stream(tokens, int((tokens != 0).sum()), 1, int((tokens == 0).sum()), None)
 
-    shards = [Shard("a", 0.75, stream([0, 1, 1]), stream([0, 1])), Shard("b", 0.25, stream([0, 2, 2]), stream([0, 2]))]
+    shards = [Shard("a", 0.75, stream([0, 1, 1, 0, 1, 1]), stream([0, 1])), Shard("b", 0.25, stream([0, 2, 2]), stream([0, 2]))]
     losses = real_run.baselines(shards, 3, 0)
     assert losses["uniform"] == pytest.approx(np.log(3))
-    single = {1: 3.0 + 0.5, 2: 1.0 + 0.5}                        # 6 tokens in all: three quarters of 2 pairs in 3, times 6
-    total = 4.0 + 3 * 0.5
+    single = {1: 4.5 + 0.5, 2: 1.5 + 0.5}                        # 9 tokens in all: three quarters of 4 pairs in 6, times 9
+    total = 6.0 + 3 * 0.5
     assert losses["unigram"] == pytest.approx(-(0.75 * np.log(single[1] / total) + 0.25 * np.log(single[2] / total)))
-    after = {1: 1.5 + 0.5, 2: 0.5 + 0.5}                         # after 0
-    assert losses["bigram"] == pytest.approx(-(0.75 * np.log(after[1] / 3.5) + 0.25 * np.log(after[2] / 3.5)))
+    after = {1: 2.25 + 0.5, 2: 0.75 + 0.5}                       # after 0
+    assert losses["bigram"] == pytest.approx(-(0.75 * np.log(after[1] / 4.5) + 0.25 * np.log(after[2] / 4.5)))
 
 
 def test_the_committed_run_is_what_it_says():
