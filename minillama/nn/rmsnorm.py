@@ -21,7 +21,7 @@ def rmsnorm_forward(x, weight, eps=1e-6, out=None):
         out:    (..., D) same dtype as x
         cache:  (x, weight, rstd), with rstd = 1 / rms, (..., 1)
     """
-    mean_square = np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1]  # (..., 1)
+    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]       # (..., 1)
     rstd = 1.0 / np.sqrt(mean_square + eps)                      # (..., 1)
     out = np.multiply(x, rstd, out=out)                          # (..., D)
     out *= weight
@@ -45,7 +45,7 @@ def rmsnorm_backward(dout, cache):
     n = x * rstd                                                 # (..., D)
     dweight = np.einsum("ni,ni->i", dout.reshape(-1, D), n.reshape(-1, D))  # (D,)
     dn = dout * weight                                           # (..., D)
-    along = np.einsum("...i,...i->...", dn, n)[..., None] / D    # (..., 1)
+    along = np.vecdot(dn, n)[..., None] / D                      # (..., 1)
     n *= along
     dn -= n
     dn *= rstd

@@ -31,8 +31,8 @@ def rope_tables(T, head_dim, theta=10000.0, dtype=np.float32):
 def _rotate(x, cos, sin):
     """Rotate the pairs of x. A pair (a, b) is the complex number a + ib, and turning it by an angle is
     multiplying by cos + i sin: the 2x2 matrix of the equation above, without splitting x in two."""
-    pairs = np.ascontiguousarray(x).view(np.result_type(x, np.complex64))  # (B, T, H, Dh/2)
     turn = (cos + 1j * sin)[:, None, :]                          # (T, 1, Dh/2)
+    pairs = np.ascontiguousarray(x).view(turn.dtype)             # (B, T, H, Dh/2)
     return (pairs * turn).view(x.dtype)                          # (B, T, H, Dh)
 
 

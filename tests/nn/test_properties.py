@@ -8,10 +8,24 @@ from tolerances import DECODE_FLOAT32, EXACT, ORACLE, TILES
 from minillama import nn
 from minillama.config import ModelConfig, preset
 from minillama.errors import InputError
+from minillama.nn import linear
 from minillama.nn.decode import KVCache, model_decode
 
 PAPER_PARAMETERS = {"7B": 6_738_415_616, "13B": 13_015_864_320, "33B": 32_528_943_616, "65B": 65_285_660_672}
 PAPER_HIDDEN = {"7B": 11008, "13B": 13824, "33B": 17920, "65B": 22016}
+
+
+@pytest.mark.parametrize("rows", range(1, linear.FEW_ROWS + 3))
+def test_linear_on_few_rows(rng, rows):
+    """Few rows take another way through NumPy: the same product, with and without a buffer."""
+    x, weight = rng.standard_normal((1, rows, 7)), rng.standard_normal((5, 7))
+    buffer = np.full((1, rows, 5), np.nan)
+    for out in (None, buffer):
+        product, (kept, _) = nn.linear_forward(x, weight, out=out)
+        assert product.shape == (1, rows, 5)
+        assert np.abs(product - np.einsum("bti,oi->bto", x, weight)).max() <= ORACLE
+        assert kept is x
+    assert product is buffer
 
 
 @pytest.mark.parametrize("name", PAPER_PARAMETERS)
@@ -176,6 +190,10 @@ def test_initialisation():
     for name, array in params.items():
         expected = 0.02 / 4 if name.endswith((".wo", ".w2")) else 0.02
         assert np.all(array == 1) if array.ndim == 1 else abs(array.std() / expected - 1) < 0.05, name
+    for name, array in nn.init_params(config, 3, std=0).items():
+        if array.ndim == 2 and name != "tok_embeddings":
+            expected = array.shape[1] ** -0.5 / (4 if name.endswith((".wo", ".w2")) else 1)
+            assert abs(array.std() / expected - 1) < 0.05, name
     again, other = nn.init_params(config, 3, np.float64), nn.init_params(config, 4)
     assert np.array_equal(again["output"].astype(np.float32), params["output"])
     assert not np.array_equal(other["output"], params["output"])
