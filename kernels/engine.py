@@ -134,7 +134,7 @@ class TorchEngine:
             torch.set_num_threads(threads or machine.default_threads())
         if params is None:
             recipe = train_config or TrainConfig()
-            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std)
+            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std, std=recipe.init_std)
         shapes = param_shapes(model_config)
         with self._explained(f"a model of {sum(map(math.prod, shapes.values())):,} parameters", "choose a smaller one"):
             self._params = Arena(shapes, torch.float32, self.device)

@@ -132,7 +132,8 @@ class TrainConfig:
     eval_tokens: int = _field(20_000, "validation tokens per source in an evaluation; the last one scores 50 times as many", low=1)
     save_every: int = _field(500, "steps between checkpoints", low=1)
     keep: int = _field(2, "checkpoints kept: the newest", low=1)
-    embedding_std: float = _field(0.02, "standard deviation of the fresh embedding (all other matrices: 0.02)", above=0.0, high=100.0)
+    embedding_std: float = _field(0.02, "standard deviation of the fresh embedding", above=0.0, high=100.0)
+    init_std: float = _field(0.02, "standard deviation of all other fresh matrices; 0: of each, 1/sqrt(its inputs)", low=0.0, high=100.0)
     seed: int = _field(1337, "seed of the weights, the batches and the built-in text", low=0, high=2**63 - 1)
 
     def __post_init__(self):

@@ -137,9 +137,9 @@ parallel_forward, parallel_backward = _pre_norm(skip=1, parallel=True)
 
 
 # ---- another start ----
-def init_all_alike(config, seed=0, dtype=np.float32, embedding_std=0.02):
+def init_all_alike(config, seed=0, dtype=np.float32, **stds):
     """init_params without GPT-2's rule: wo and w2 start as large as all other matrices."""
-    params = nn.init_params(config, seed, dtype, embedding_std)
+    params = nn.init_params(config, seed, dtype, **stds)
     grow = dtype(math.sqrt(2 * config.n_layers))
     return {name: p * grow if name.endswith((".wo", ".w2")) else p for name, p in params.items()}
 

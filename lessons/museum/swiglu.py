@@ -88,9 +88,9 @@ def exchanged(dout, cache):
 
 
 # ---- another start ----
-def init_fan_in(config, seed=0, dtype=np.float32, embedding_std=0.02):
+def init_fan_in(config, seed=0, dtype=np.float32, **stds):
     """In place of init_params: w1, w2 and w3 with a standard deviation of 1/sqrt(fan in) where they have 0.02."""
-    params = nn.init_params(config, seed, dtype, embedding_std)
+    params = nn.init_params(config, seed, dtype, **stds)
     for name, array in params.items():
         if name.rpartition(".")[2] in ("w1", "w2", "w3"):
             array *= array.shape[1] ** -0.5 / 0.02

@@ -68,7 +68,7 @@ class NumpyEngine:
         self._params = Arena(shapes)
         if params is None:
             recipe = train_config or TrainConfig()
-            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std)
+            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std, std=recipe.init_std)
         self._params.fill(params)
         self.params = self._params.views
         if train_config:
