@@ -166,17 +166,18 @@ PRESETS = {
     "nano": Preset(
         "minutes on a laptop: the default",
         dict(dim=128, n_layers=4, n_heads=4, vocab_size=512, multiple_of=8, max_seq_len=128),
-        dict(steps=2400, batch_size=8, seq_len=128, lr=2e-3, warmup_steps=100, embedding_std=0.5, eval_every=200, save_every=400),
+        dict(steps=2400, batch_size=8, seq_len=128, lr=2e-3, warmup_steps=100, embedding_std=0.5, init_std=0, eval_every=200,
+             save_every=400),
     ),
     "micro": Preset(
         "about an hour on a laptop; `info micro` estimates it for this machine",
         dict(dim=288, n_layers=6, n_heads=6, vocab_size=4096, multiple_of=32, max_seq_len=256),
-        dict(steps=3000, batch_size=8, seq_len=256, lr=1e-3, warmup_steps=200, eval_every=250, save_every=250),
+        dict(steps=3000, batch_size=8, seq_len=256, lr=1e-3, warmup_steps=200, init_std=0, eval_every=250, save_every=250),
     ),
     "small": Preset(
         "for a GPU; on a processor a day or more, see `info small`",
         dict(dim=512, n_layers=10, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=512),
-        dict(steps=10_000, batch_size=16, seq_len=512, lr=6e-4, warmup_steps=500, eval_every=500, save_every=500),
+        dict(steps=10_000, batch_size=16, seq_len=512, lr=6e-4, warmup_steps=500, init_std=0, eval_every=500, save_every=500),
     ),
     "7B": _paper(4096, 32, 32, 3.0e-4, 1e-6, 1.0e12, 82_432, "7B"),
     "13B": _paper(5120, 40, 40, 3.0e-4, 1e-6, 1.0e12, 135_168, "13B"),
