@@ -49,8 +49,9 @@ class Console(Watcher):
             print(f"  {shard.name:<12} {100 * shard.share:5.1f}% of the batches, {len(shard.train.tokens):>11,} training tokens, "
                   f"{shard.val.scored:>9,} held out, {shard.val.bytes / shard.val.scored:.2f} bytes/token")
         vocab_size = run.tokenizer.vocab_size
-        first = (f"expect a loss of ln {vocab_size} = {math.log(vocab_size):.2f} nats/token at the start: "
-                 f"all {vocab_size} tokens, 256 of them single bytes, are equally likely")
+        alike, chance = math.log(vocab_size), model.dim * (config.train.init_std or model.dim**-0.5) ** 2 / 2  # ln V, var(logits) / 2
+        first = (f"expect a loss near {alike + chance:.2f} nats/token at the start: ln {vocab_size} = {alike:.2f}, as if all {vocab_size} "
+                 f"tokens, 256 of them single bytes, were equally likely, and {chance:.2f} because the fresh head prefers some by chance")
         floor = mix_floor(shards)
         known = "its entropy is not known" if floor is None else f"the floor is {floor:.3f}: no model can do better on average"
         print(f"  {'the weights are not fresh' if config.from_model else first}\n  {known}")
