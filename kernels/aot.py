@@ -111,7 +111,7 @@ def _layer(name):
     from minillama.nn import param_shapes
     from minillama.nn.model import BLOCK_NAMES
 
-    from .bench_step import MODEL
+    from .bench.step import MODEL
     from .block import block_backward, block_forward
 
     config = ModelConfig(**PRESETS[name].model) if name in PRESETS else MODEL

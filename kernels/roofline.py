@@ -1,6 +1,6 @@
 """Rooflines: the bytes a kernel must move and the FLOPs it must compute at least, and the time that follows from them.
 
-`kernels/bench.py` compares measured times with this time. N tokens of D channels in elements of b bytes; an array counts
+`kernels/bench` compares measured times with this time. N tokens of D channels in elements of b bytes; an array counts
 once if it is read, and once if it is written.
 
     kernel                 forward                          backward                               together

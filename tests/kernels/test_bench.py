@@ -12,8 +12,11 @@ from helpers import ROOT
 from kernel_check import DEVICE
 from tolerances import KERNEL_EPS, KERNEL_FACTOR
 
-from kernels import bench, bench_clock, bench_step, bench_table, peers, reference, roofline
-from kernels.bench_table import BEGIN, END, MISSING, check_record, render
+from kernels import reference, roofline
+from kernels.bench import __main__ as bench
+from kernels.bench import clock, peers, table
+from kernels.bench import step as step_
+from kernels.bench.table import BEGIN, END, MISSING, check_record, render
 from minillama.config import ModelConfig, preset
 from minillama.nn import count_params
 from minillama.report.plan import flops_per_token
@@ -53,7 +56,7 @@ def test_the_larger_of_the_two_binds():
 
 
 def test_step_flops():
-    config = bench_step.MODEL
+    config = step_.MODEL
     assert (config.hidden_dim, config.head_dim) == (5504, 128)
     assert count_params(config) == pytest.approx(1.345e9, rel=1e-3)
     counts = roofline.step_flops(config, 2048)
@@ -65,14 +68,14 @@ def test_step_flops():
 
 
 def test_the_gemm_list_is_the_models():
-    config = bench_step.MODEL
+    config = step_.MODEL
     flops = sum(times * 2 * M * K * N for times, M, K, N in roofline.model_gemms(config, 7))
     matrices = count_params(config) - config.vocab_size * config.dim - (2 * config.n_layers + 1) * config.dim
     assert flops == 2 * matrices * 7
 
 
 def test_every_kernel_has_a_workload_a_roofline_and_a_goal():
-    assert peers.WORKLOADS.keys() == roofline.COUNTS.keys() == bench_table.GOALS.keys()
+    assert peers.WORKLOADS.keys() == roofline.COUNTS.keys() == table.GOALS.keys()
     assert (bench.FACTOR, bench.EPS) == (KERNEL_FACTOR, KERNEL_EPS)
     for kernel, workload in peers.WORKLOADS.items():
         assert next(iter(workload.builders)) == "ours"
@@ -84,7 +87,7 @@ def test_every_kernel_has_a_workload_a_roofline_and_a_goal():
 
 # -------------------------------------------------------------------------------------------------------------------- clock and turns
 
-class FakeTimer(bench_clock.HostTimer):
+class FakeTimer(clock.HostTimer):
     """Runs everything, and says that it took as long as is written down: eager times by a counter, replays 0.25 ms a call."""
 
     captures = True
@@ -119,7 +122,7 @@ class FakeTimer(bench_clock.HostTimer):
 def test_contenders_take_turns():
     order = []
     runs = {name: lambda number, name=name: order.append((name, number)) for name in "abc"}
-    times = bench_clock.compete(runs, 3, lambda given: [run() or float(i) for i, run in enumerate(given)])
+    times = clock.compete(runs, 3, lambda given: [run() or float(i) for i, run in enumerate(given)])
     assert order == [(name, number) for number in range(3) for name in "abc"]
     assert times == {"a": [0.0] * 3, "b": [1.0] * 3, "c": [2.0] * 3}
 
@@ -157,7 +160,7 @@ def test_the_gpus_clock_on_a_made_up_gpu(monkeypatch):
                        "synchronize": lambda: log.append("wait"), "reset_peak_memory_stats": lambda: log.append("reset"),
                        "memory_allocated": lambda: 2**20, "max_memory_allocated": lambda: 5 * 2**20}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    timer = bench_clock.CudaTimer()
+    timer = clock.CudaTimer()
     runs = [lambda: log.append("a"), lambda: log.append("b")]
     assert timer.queued(runs) == [2, 2]
     assert log == ["a", "event", "a", "event", "event", "b", "event", "wait"]
@@ -198,18 +201,18 @@ def test_rates_of_a_made_up_gpu(monkeypatch):
         def queued(self, runs):
             return [run() is None or 2.0 for run in runs]        # each takes 2 ms
 
-    monkeypatch.setattr(bench_clock.peers, "Draw", Small)
-    rates = bench_clock.measure_rates(Timer(), bench_step.MODEL, rounds=1)
+    monkeypatch.setattr(clock.peers, "Draw", Small)
+    rates = clock.measure_rates(Timer(), step_.MODEL, rounds=1)
     assert (rates["copy"], rates["triad"], rates["square"]) == (2e12, 3e12, 2 * 8192**3 / 2e-3)
-    flops = 3 * sum(times * 2 * M * K * N for times, M, K, N in roofline.model_gemms(bench_step.MODEL, 16384))
+    flops = 3 * sum(times * 2 * M * K * N for times, M, K, N in roofline.model_gemms(step_.MODEL, 16384))
     assert rates["gemm"] == pytest.approx(flops / (3 * (4 * 24 + 1) * 2e-3))
     assert len(rates["gemms"]) == 15
     json.dumps(rates)
 
 
 def test_percentiles_and_paired_ratio():
-    assert bench_clock.percentiles([5, 1, 4, 2, 3, 6, 8, 7, 10, 9, 11]) == {"p20": 3, "p50": 6, "p80": 9}
-    assert bench_clock.paired_ratio([2, 40, 6], [1, 10, 3]) == 2        # a slow round slows both, and does not count more
+    assert clock.percentiles([5, 1, 4, 2, 3, 6, 8, 7, 10, 9, 11]) == {"p20": 3, "p50": 6, "p80": 9}
+    assert clock.paired_ratio([2, 40, 6], [1, 10, 3]) == 2        # a slow round slows both, and does not count more
 
 
 def test_enough_input_sets_to_leave_the_cache():
@@ -457,7 +460,7 @@ def line(kernel="rmsnorm", **changes):
     common = {"schema": 1, "time": "2026-01-02T03:04:05+00:00", "smoke": False, "git": None, "torch": "2.11.0", "triton": "3.6.0",
               "gpu": "NVIDIA H200", "clocks": None}
     if kernel == "machine":
-        return common | dict.fromkeys(bench_table.MACHINE) | {
+        return common | dict.fromkeys(table.MACHINE) | {
             "kernel": kernel, "when": "before", "python": "3.12", "copy_tbps": 4.3, "gemm_tflops": 700.0, "gemms": [],
         } | changes
     shape_name = changes.pop("shape_name", "reference")
@@ -502,21 +505,21 @@ def row(text, *starts):
 
 
 def test_the_table_without_results(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_table, "RESULTS", tmp_path)
-    text = render(bench_table.read())
-    for kernel in bench_table.GOALS:
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    text = render(table.read())
+    for kernel in table.GOALS:
         found = next(found for found in text.splitlines() if found.startswith(f"| {kernel}"))
-        assert found.endswith(f"{'T=2k' if kernel == 'attention' else 'reference'} | {bench_table.GOALS[kernel]} |")
+        assert found.endswith(f"{'T=2k' if kernel == 'attention' else 'reference'} | {table.GOALS[kernel]} |")
     assert text.startswith("No figure has been measured on a GPU yet") and MISSING not in text
     assert "The goal for training at 1.3B parameters, T = 2048, is a causal MFU of 57 %." in text
 
 
 def test_the_readme_shows_the_results_of_the_repository(monkeypatch, tmp_path):
     """kernels/README.md is where --into writes without a FILE, and holds what it would write."""
-    assert bench_table.README == ROOT / "kernels" / "README.md"
+    assert table.README == ROOT / "kernels" / "README.md"
     copy = tmp_path / "README.md"
-    copy.write_text(bench_table.README.read_text())
-    monkeypatch.setattr(bench_table, "README", copy)
+    copy.write_text(table.README.read_text())
+    monkeypatch.setattr(table, "README", copy)
     assert bench.main(["--render", "--into"]) == 0
     assert copy.read_text() == (ROOT / "kernels" / "README.md").read_text()
 
@@ -540,7 +543,7 @@ def test_the_table(tmp_path):
     ]
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"half a li')
-    text = render(bench_table.read([path]))
+    text = render(table.read([path]))
     a100, h200 = text.split("**NVIDIA H200**")
     assert "**NVIDIA A100**" in a100
     assert "copy, 4.30 TB/s" in h200 and "700 TFLOP/s" in h200
@@ -577,7 +580,7 @@ def test_only_the_part_between_the_markers_is_replaced(tmp_path, capsys):
 
 
 def test_results_in_the_repository_are_sound():
-    for record in bench_table.read():
+    for record in table.read():
         assert record["gpu"]
 
 
@@ -586,25 +589,25 @@ def test_results_in_the_repository_are_sound():
 def test_bytes_kept_for_backward():
     """Ours is the sum in kernels/block.py: 6 D + 2 F elements and 4 H bytes."""
     config = ModelConfig(**preset("7B").model)
-    ours = bench_step.kept_by_ours(config, 2048)
+    ours = step_.kept_by_ours(config, 2048)
     assert ours == 2 * (6 * 4096 + 2 * 11008) + 4 * 32
-    formula = bench_step.fitted(bench_step.kept_by_reference, torch.bfloat16)
+    formula = step_.fitted(step_.kept_by_reference, torch.bfloat16)
     assert formula["TH"] == 0                                    # no square of scores
-    assert bench_step.at(formula, config, 2048) > 1.5 * ours
+    assert step_.at(formula, config, 2048) > 1.5 * ours
 
 
 def test_kept_counts_storages_once():
     x = torch.zeros(4, 8, requires_grad=True)
     weight = torch.zeros(8, requires_grad=True)
-    assert bench_step.kept_by_autograd(lambda: (x.view(8, 4) * 2).sin() + x[:2].cos().sum()) == 2 * 4 * 32  # 2x; x by its view of half
-    assert bench_step.kept_by_autograd(lambda: x * weight, [weight]) == 4 * 32
+    assert step_.kept_by_autograd(lambda: (x.view(8, 4) * 2).sin() + x[:2].cos().sum()) == 2 * 4 * 32  # 2x; x by its view of half
+    assert step_.kept_by_autograd(lambda: x * weight, [weight]) == 4 * 32
 
 
 def test_batches():
-    config, gib = bench_step.MODEL, 2**30
-    assert bench_step.batches_that_may_fit(config, 2048, 1000 * gib, 46656) == [16, 8, 4, 2, 1]
-    assert bench_step.batches_that_may_fit(config, 2048, 70 * gib, 46656)[0] == 8
-    assert bench_step.batches_that_may_fit(config, 2048, 1 * gib, 46656) == [1]
+    config, gib = step_.MODEL, 2**30
+    assert step_.batches_that_may_fit(config, 2048, 1000 * gib, 46656) == [16, 8, 4, 2, 1]
+    assert step_.batches_that_may_fit(config, 2048, 70 * gib, 46656)[0] == 8
+    assert step_.batches_that_may_fit(config, 2048, 1 * gib, 46656) == [1]
 
 
 def test_training_falls_back_to_the_batch_that_fits():
@@ -619,11 +622,11 @@ def test_training_falls_back_to_the_batch_that_fits():
             except torch.OutOfMemoryError as error:
                 raise ValueError("a smaller batch_size, please") from error
 
-    batch, times = bench_step.train(step, bench_step.SMOKE_MODEL, 8, [8, 4, 2, 1], warmup=2, steps=3)
+    batch, times = step_.train(step, step_.SMOKE_MODEL, 8, [8, 4, 2, 1], warmup=2, steps=3)
     assert (batch, seen, len(times)) == (2, [8, 4, 2, 2, 2, 2, 2], 3)
     seen.clear()
     with pytest.raises(ZeroDivisionError):                       # at once: a smaller batch does not help
-        bench_step.train(lambda *batch: seen.append(1) or 1 / 0, bench_step.SMOKE_MODEL, 8, [8, 4], 2, 3)
+        step_.train(lambda *batch: seen.append(1) or 1 / 0, step_.SMOKE_MODEL, 8, [8, 4], 2, 3)
     assert len(seen) == 1
 
 
@@ -633,18 +636,18 @@ def test_trainers_of_peers_learn_the_same_thing():
     from kernels.model import Llama
     from minillama.config import TrainConfig
 
-    config, device = bench_step.SMOKE_MODEL, torch.device("cpu")
-    params = bench_step.fresh_params(config, device)
+    config, device = step_.SMOKE_MODEL, torch.device("cpu")
+    params = step_.fresh_params(config, device)
     engine = TorchEngine(config, TrainConfig(seq_len=8), params, device="cpu", dtype="float32")
     model = Llama(config, "reference", params={name: torch.from_numpy(array.copy()) for name, array in params.items()})
-    peer = bench_step._trainer(model, model, device)
+    peer = step_._trainer(model, model, device)
     tokens = torch.randint(0, config.vocab_size, (2, 9)).numpy()
     for _ in range(4):
-        expected = engine.train_step([(tokens[:, :-1], tokens[:, 1:])], bench_step.LR).loss
+        expected = engine.train_step([(tokens[:, :-1], tokens[:, 1:])], step_.LR).loss
         assert peer(tokens[:, :-1], tokens[:, 1:]) == pytest.approx(expected, rel=1e-5)
     rounded = Llama(config, "reference", params={name: torch.from_numpy(array).bfloat16() for name, array in params.items()})
     before = rounded.output.detach().clone()
-    bench_step._trainer(rounded, rounded, device)(tokens[:, :-1], tokens[:, 1:])
+    step_._trainer(rounded, rounded, device)(tokens[:, :-1], tokens[:, 1:])
     assert not torch.equal(rounded.output, before)               # the master weights come back
 
 
@@ -677,16 +680,16 @@ def test_what_nvidia_smi_says(monkeypatch):
     class Answer:
         stdout = "NVIDIA H200, 580.159.04, 1980, 3201, 701.32, 700.00, [N/A]\n"
 
-    monkeypatch.setattr(bench_clock.subprocess, "run", lambda *a, **k: Answer)
-    assert bench_clock.gpu_state() == {"name": "NVIDIA H200", "driver": "580.159.04", "sm_mhz": 1980.0, "mem_mhz": 3201.0,
+    monkeypatch.setattr(clock.subprocess, "run", lambda *a, **k: Answer)
+    assert clock.gpu_state() == {"name": "NVIDIA H200", "driver": "580.159.04", "sm_mhz": 1980.0, "mem_mhz": 3201.0,
                                        "power_w": 701.32, "power_limit_w": 700.0, "temperature_c": None}
 
     def gone(*a, **k):
         raise FileNotFoundError("nvidia-smi")
 
-    monkeypatch.setattr(bench_clock.subprocess, "run", gone)
-    assert set(bench_clock.gpu_state().values()) == {None}
-    assert bench_clock.git_revision() is None
+    monkeypatch.setattr(clock.subprocess, "run", gone)
+    assert set(clock.gpu_state().values()) == {None}
+    assert clock.git_revision() is None
 
 
 @INTERPRETED
@@ -704,4 +707,4 @@ def test_smoke(tmp_path):
     assert lines[0]["kernel"] == lines[-1]["kernel"] == "machine"
     ours = {(record["kernel"], record["direction"]) for record in lines if record.get("provider") == "ours" and record["ms"]}
     assert ours == {(kernel, direction) for kernel in ("adamw", "cross_entropy") for direction in roofline.DIRECTIONS}
-    assert bench_table.read([path]) == []
+    assert table.read([path]) == []

@@ -19,7 +19,7 @@ Contenders take turns, A B C A B C, for ROUNDS rounds, so that a GPU that warms 
 round. Only CAPTURED are captured; where a capture fails, there are only eager times. Memory is the peak of one call in addition to its
 inputs.
 
-Results are JSON lines (bench_table.py has their fields), written as soon as they are known; --resume continues a run that was stopped.
+Results are JSON lines (table.py has their fields), written as soon as they are known; --resume continues a run that was stopped.
 """
 import argparse
 import datetime
@@ -38,8 +38,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import bench_step, bench_table, peers, roofline
-from .bench_clock import (
+from .. import roofline
+from ..interpreter import interpreted
+from . import peers, step, table
+from .clock import (
     CudaTimer,
     HostTimer,
     clocks,
@@ -51,8 +53,7 @@ from .bench_clock import (
     percentiles,
     version,
 )
-from .bench_table import SCHEMA, check_record
-from .interpreter import interpreted
+from .table import SCHEMA, check_record
 
 SUITES = ("kernels", "attention", "step")
 FACTOR, EPS = 2.0, 2.0  # those of the tests: KERNEL_FACTOR and KERNEL_EPS in tests/tolerances.py
@@ -131,7 +132,7 @@ def _row(record):
 
 def blank(kernel, shape_name, shape, dtype, provider):
     """A record that has all its fields, but no results yet."""
-    record = dict.fromkeys(bench_table.fields(kernel).keys() - bench_table.COMMON.keys())
+    record = dict.fromkeys(table.fields(kernel).keys() - table.COMMON.keys())
     return record | {"kernel": kernel, "shape_name": shape_name, "shape": shape, "dtype": str(dtype).removeprefix("torch."),
                      "provider": provider, "clocks": None, "ok": False, "absent": False}
 
@@ -425,7 +426,7 @@ class Bench:
     def kept(self, config, seq_len, device):
         """Write a line per provider about the bytes kept for backward. Returns provider -> bytes per token and layer."""
         found = {}
-        for provider, count in bench_step.KEPT.items():
+        for provider, count in step.KEPT.items():
             empty, dtype = self._empty_step("kept", config, seq_len, provider)
             found[provider] = self.guard(empty, lambda count=count, dtype=dtype: count(config, seq_len, dtype=dtype, device=device))
             if found[provider] and not self.results.is_done("kept", empty["shape_name"], None, provider):
@@ -442,8 +443,8 @@ class Bench:
         def measured():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            trainer = bench_step.TRAINERS[provider](config, device, dtype)
-            batch, times = bench_step.train(trainer, config, seq_len, batches, warmup, steps)
+            trainer = step.TRAINERS[provider](config, device, dtype)
+            batch, times = step.train(trainer, config, seq_len, batches, warmup, steps)
             return batch, times, torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
 
         if found := self.guard(empty, measured):
@@ -499,20 +500,20 @@ def _listed(flag, text, allowed):
 
 def print_memory():
     """Print the bytes that each layer keeps for backward, as a formula and for two sizes."""
-    wide = bench_step.ModelConfig(dim=4096, n_layers=1, n_heads=32, vocab_size=32000)
+    wide = step.ModelConfig(dim=4096, n_layers=1, n_heads=32, vocab_size=32000)
     print("Bytes kept for backward per token and layer, bfloat16. Weights are not counted, and shared memory is counted once.")
     print("  ours            the cache of kernels.block.block_forward, counted at full size on tensors without memory")
     print("  eager           plain PyTorch under autograd")
     print("  huggingface     a layer of transformers' Llama")
     print("eager and huggingface run on the processor at seven small shapes, where hooks count the saved tensors. One formula fits all")
     print("seven, and gives the sizes below. On CUDA, PyTorch's ops may keep other tensors: --suite step counts there.")
-    for provider, count in bench_step.KEPT.items():
+    for provider, count in step.KEPT.items():
         try:
             if provider == "ours":
-                sizes, formula = [count(config, 2048) for config in (wide, bench_step.MODEL)], ""
+                sizes, formula = [count(config, 2048) for config in (wide, step.MODEL)], ""
             else:
-                fit = bench_step.fitted(count, torch.bfloat16)
-                sizes = [bench_step.at(fit, config, 2048) for config in (wide, bench_step.MODEL)]
+                fit = step.fitted(count, torch.bfloat16)
+                sizes = [step.at(fit, config, 2048) for config in (wide, step.MODEL)]
                 formula = " = " + " + ".join(f"{factor:g}{'' if name == '1' else ' ' + name}" for name, factor in fit.items() if factor)
         except ImportError as error:
             print(f"{provider:<14} absent: {sentence(error)}")
@@ -537,12 +538,12 @@ def parse(argv):
     parser.add_argument("--smoke", action="store_true", help="test this program: tiny shapes on the CPU, in Triton's interpreter")
     parser.add_argument("--memory", action="store_true", help="only count the bytes kept for backward (needs no GPU)")
     parser.add_argument("--render", nargs="*", metavar="FILE", help="only print the table of these files (default: kernels/results/*)")
-    parser.add_argument("--into", nargs="?", const=bench_table.README, metavar="FILE",
+    parser.add_argument("--into", nargs="?", const=table.README, metavar="FILE",
                         help="with --render: write the table between the two markers of FILE (default: kernels/README.md)")
     arguments = parser.parse_args(argv)
     arguments.suite = _listed("--suite", arguments.suite, SUITES)
     arguments.only = _listed("--only", arguments.only, (*peers.WORKLOADS, "step")) if arguments.only is not None else None
-    known = list(dict.fromkeys([*peers.PROVIDERS, *bench_step.TRAINERS]))
+    known = list(dict.fromkeys([*peers.PROVIDERS, *step.TRAINERS]))
     chosen = [p for p in known if p not in peers.OPTIONAL]
     arguments.peers = ["ours", *_listed("--peers", arguments.peers, known)] if arguments.peers is not None else chosen
     if not (arguments.minutes > 0 and math.isfinite(arguments.minutes)):
@@ -581,7 +582,7 @@ def measure(arguments):
     try:
         with timer.session():
             before = None if smoke else clocks()
-            rates = None if smoke else measure_rates(timer, bench_step.MODEL)
+            rates = None if smoke else measure_rates(timer, step.MODEL)
             machine |= {"copy_tbps": rates and rates["copy"] / 1e12, "triad_tbps": rates and rates["triad"] / 1e12,
                         "gemm_tflops": rates and rates["gemm"] / 1e12, "square_gemm_tflops": rates and rates["square"] / 1e12,
                         "gemms": rates["gemms"] if rates else []}
@@ -620,7 +621,7 @@ def _units(bench, kernel, shape, arguments, device, warmup, steps):
                 bench.guard(blank(kernel, shape, case.shape, case.dtype, "ours"), lambda: bench.kernel(case, providers))
 
         return [(f"{kernel} at {shape}", measure_kernel)]
-    config = bench_step.SMOKE_MODEL if bench.results.smoke else bench_step.MODEL
+    config = step.SMOKE_MODEL if bench.results.smoke else step.MODEL
     seq_len, kept = config.max_seq_len, {}
 
     def count():
@@ -630,11 +631,11 @@ def _units(bench, kernel, shape, arguments, device, warmup, steps):
         if device.type == "cpu":
             return bench.step(provider, config, seq_len, device, [1], warmup, steps)
         memory = torch.cuda.get_device_properties(device).total_memory
-        per_layer = kept.get(bench_step.ALIKE[provider]) or kept.get("eager") or 0
-        batches = bench_step.batches_that_may_fit(config, seq_len, memory, per_layer)
+        per_layer = kept.get(step.ALIKE[provider]) or kept.get("eager") or 0
+        batches = step.batches_that_may_fit(config, seq_len, memory, per_layer)
         return bench.step(provider, config, seq_len, device, batches, warmup, steps)
 
-    trainers = [p for p in bench_step.TRAINERS if p in arguments.peers]
+    trainers = [p for p in step.TRAINERS if p in arguments.peers]
     if bench.results.smoke:
         trainers = [p for p in trainers if p in ("ours", "huggingface")]
     return [("the bytes kept for backward", count), *((f"the training step of {p}", partial(train, p)) for p in trainers)]
@@ -651,9 +652,9 @@ def main(argv=None):
     try:
         arguments = parse(argv)
         if arguments.render is not None:
-            text = bench_table.render(bench_table.read(arguments.render))
+            text = table.render(table.read(arguments.render))
             if arguments.into:
-                bench_table.into(arguments.into, text)
+                table.into(arguments.into, text)
             else:
                 print(text, end="")
             return 0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from . import peers, roofline
+from .. import roofline
+from . import peers
 
 
 class CudaTimer:

@@ -13,7 +13,7 @@ import torch
 from minillama.config import ModelConfig, TrainConfig
 from minillama.nn import count_params, param_shapes
 
-from . import reference
+from .. import reference
 
 MODEL = ModelConfig(dim=2048, n_layers=24, n_heads=16, vocab_size=32000, multiple_of=128, max_seq_len=2048)
 SMOKE_MODEL = ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=31, multiple_of=8, max_seq_len=8)
@@ -36,7 +36,7 @@ def fresh_params(config, device, seed=0):
 # ------------------------------------------------------------------------------------------ trainers: (tokens, targets) NumPy -> loss
 
 def ours(config, device, dtype, attention="triton"):
-    from .engine import TorchEngine
+    from ..engine import TorchEngine
 
     recipe = TrainConfig(seq_len=config.max_seq_len)
     engine = TorchEngine(config, recipe, fresh_params(config, device), device=str(device), kernels="triton",
@@ -72,7 +72,7 @@ def compiled(config, device, dtype):
     """The same Llama of PyTorch's ops in one compiled graph; attention by cuDNN if possible, else by flash."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from .model import Llama
+    from ..model import Llama
 
     params = {name: torch.from_numpy(array).to(device, dtype) for name, array in fresh_params(config, device).items()}
     model = Llama(config, "reference", params=params)
@@ -213,8 +213,8 @@ def _block_arguments(config, seq_len, device, dtype):
 
 def kept_by_ours(config, seq_len, dtype=torch.bfloat16, **_):
     """Bytes per token and layer of block_forward's cache, counted at full size on tensors without memory: nothing is computed."""
-    from . import launch
-    from .block import block_forward
+    from .. import launch
+    from ..block import block_forward
 
     if launch.INTERPRETED and dtype == torch.bfloat16:
         dtype = torch.float16                                    # as many bytes, and the interpreter accepts it

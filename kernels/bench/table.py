@@ -1,13 +1,13 @@
-"""The lines that `kernels/bench.py` writes: their fields, the check of every line, and the table of kernels/README.md."""
+"""The lines that `python -m kernels.bench` writes: their fields, the check of every line, and the table of kernels/README.md."""
 import glob
 import json
 from pathlib import Path
 
-from .roofline import COUNTS, DIRECTIONS
+from ..roofline import COUNTS, DIRECTIONS
 
 SCHEMA = 1
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parents[1] / "results"
+README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- kernels.bench: begin -->", "<!-- kernels.bench: end -->"
 MISSING = "not measured yet"
 

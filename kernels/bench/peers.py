@@ -1,4 +1,4 @@
-"""The contenders of the benchmark: for every kernel its inputs, our implementation and its peers, all in one form for `kernels/bench.py`.
+"""The contenders of the benchmark: for every kernel its inputs, our implementation and its peers, all in one form.
 
 A contender is a pair like ours, forward(*inputs) -> outputs, cache and backward(douts, cache) -> gradients. `autograd` makes one of a
 differentiable function. Builders import their package when they are called: an ImportError means that the peer is absent.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import reference
+from .. import reference
 
 OPTIONAL = ("compile-max", "flex")  # slow to compile: only on request
 EPS = 1e-6
@@ -132,7 +132,7 @@ class Workload(NamedTuple):
 def _ours(module, forward, backward, spread=_same, **options):
     """Builder of our pair. spread: gradients -> one gradient for each differentiated input."""
     def build():
-        ours = importlib.import_module(f".{module}", __package__)
+        ours = importlib.import_module(f"..{module}", __package__)
         run_forward, run_backward = getattr(ours, forward), getattr(ours, backward)
         return Contender(run_forward, lambda douts, cache: spread(*listed(run_backward(*douts, cache))), **options)
 
@@ -143,7 +143,7 @@ def _peers(name, wrt, function, ours, liger=None, quack=None, compiled=True, **o
     """The builders that most workloads have. ours: (module, forward, backward[, spread]); name: our differentiable function.
     liger, quack: () -> Contender; others: provider, written with _ instead of -, -> () -> Contender."""
     def differentiable():
-        return autograd(getattr(importlib.import_module(f".{ours[0]}", __package__), name), wrt)
+        return autograd(getattr(importlib.import_module(f"..{ours[0]}", __package__), name), wrt)
 
     def compile(mode=None):
         return lambda: autograd(torch.compile(function, fullgraph=True, dynamic=False, mode=mode), wrt)
@@ -259,7 +259,7 @@ def _cross_entropy(logits, targets):
 
 def _cross_entropy_workload():
     def ours():
-        from .cross_entropy import cross_entropy_, cross_entropy_backward, cross_entropy_forward
+        from ..cross_entropy import cross_entropy_, cross_entropy_backward, cross_entropy_forward
 
         def both(douts, logits, targets):
             scale = torch.full((), 1 / len(targets), device=logits.device)
@@ -352,7 +352,7 @@ def _adamw_workload():
         return param, grad, m, v, param.to(torch.bfloat16 if param.is_cuda else torch.float16)  # the interpreter has no bfloat16
 
     def ours():
-        from .adamw import adamw_step, clip_coefficient
+        from ..adamw import adamw_step, clip_coefficient
 
         return _optimiser(clip_coefficient, adamw_step)
 

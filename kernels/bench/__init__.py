@@ -1,0 +1,1 @@
+"""The benchmark: `python -m kernels.bench`. See __main__.py."""
