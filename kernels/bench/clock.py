@@ -1,31 +1,22 @@
 """Measures times, memory and rates of a GPU, and reads its state. Nothing here changes the settings of the GPU."""
-import importlib
-import math
 import statistics
 import subprocess
-import time
 from collections import deque
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from .. import roofline
-from . import peers
+from .peers import Draw
 
 
 class CudaTimer:
     """Times on the current stream, in ms."""
 
-    captures = True
-
     def __init__(self):
         self.stream = torch.cuda.Stream()                        # the default stream cannot be captured
         self.failed = []                                         # graphs: the allocator may ask one still whether it captures
-
-    def session(self):
-        return torch.cuda.stream(self.stream)
 
     def synchronize(self):
         torch.cuda.synchronize()
@@ -76,33 +67,10 @@ class CudaTimer:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-class HostTimer:
-    """The same on the processor's clock, for --smoke."""
-
-    captures = False
-
-    def session(self):
-        return nullcontext()
-
-    def synchronize(self):
-        pass
-
-    def alone(self, runs):
-        times = []
-        for run in runs:
-            started = time.perf_counter()
-            run()
-            times.append(1e3 * (time.perf_counter() - started))
-        return times
-
-    def peak_mb(self, run):
-        run()
-
-
 def compete(runs, rounds, clock):
     """name -> list of ms, one per round. runs: name -> function of the round's number; clock: CudaTimer.queued or .alone."""
     times = {name: [] for name in runs}
-    for number in range(rounds):
+    for number in range(rounds if runs else 0):
         for name, ms in zip(runs, clock([partial(run, number) for run in runs.values()])):
             times[name].append(ms)
     return times
@@ -120,93 +88,46 @@ def paired_ratio(theirs, ours):
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-SMI = {"name": "name", "driver": "driver_version", "sm_mhz": "clocks.sm", "mem_mhz": "clocks.mem", "power_w": "power.draw",
-       "power_limit_w": "power.limit", "temperature_c": "temperature.gpu"}
+SMI = ("driver_version", "clocks.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
+
+
+def _answer(*command):
+    """The first line that a command prints, "" if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.partition("\n")[0].strip()
 
 
 def gpu_state():
-    """The state of the GPU as nvidia-smi reports it: dict with the keys of SMI, None for what is not reported."""
-    nothing = dict.fromkeys(SMI)
-    command = ["nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
-    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None) if torch.cuda.is_available() else None
-    named = [] if uuid is None else [[*command, "-i", f"GPU-{str(uuid).removeprefix('GPU-')}"]]
-    for attempt in [*named, command]:                            # by its id: nvidia-smi also counts GPUs that are hidden from this process
-        try:
-            answer = subprocess.run(attempt, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
-        except (OSError, subprocess.SubprocessError, IndexError):
-            continue
-        return nothing | dict(zip(SMI, (_value(part.strip()) for part in answer.split(","))))
-    return nothing
-
-
-def _value(text):
-    try:
-        number = float(text)
-    except ValueError:
-        return None if text.startswith("[") or not text else text
-    return number if math.isfinite(number) else None
-
-
-_last = {"clocks": None, "at": -math.inf}
-
-
-def clocks(age=0.0):
-    """The part of gpu_state that changes (clocks, power, temperature), at most `age` seconds old: asking takes 0.1 s or more."""
-    if time.monotonic() - _last["at"] > age:
-        _last.update(clocks={name: value for name, value in gpu_state().items() if name not in ("name", "driver")}, at=time.monotonic())
-    return _last["clocks"]
-
-
-def version(package):
-    try:
-        return importlib.import_module(package).__version__
-    except ImportError:
-        return None
+    """What nvidia-smi says of this GPU: a dict of texts with units, its keys those of SMI; empty if it says nothing."""
+    uuid = str(torch.cuda.get_device_properties(0).uuid).removeprefix("GPU-")  # nvidia-smi also counts GPUs hidden from this process
+    answer = _answer("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader", "-i", f"GPU-{uuid}")
+    return dict(zip(SMI, (part.strip() for part in answer.split(",")))) if answer else {}
 
 
 def git_revision():
-    """Git revision of the source, with "+" if it was changed; None outside of a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
+    """Git revision of the source, with "+" if it was changed; "" outside of a repository."""
+    return _answer("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*")
 
 
 def measure_rates(timer, config, rounds=20):
     """Rates of this GPU on random data (on zeros it would be faster).
 
     Returns:
-        dict: copy, triad (bytes/s, read and written); gemm (FLOP/s over all matrix products of a model of this ModelConfig, forward
-        and backward, at 16384 tokens), square (of 8192 x 8192 matrices), gemms (a dict for each product)
+        (bytes/s of a copy, read and written; FLOP/s over all matrix products of a model of this ModelConfig, forward and backward,
+        at 16384 tokens)
     """
     def seconds(run):
         run()
         return statistics.median(timer.queued([run] * rounds)) / 1e3
 
-    draw = peers.Draw("cuda", torch.bfloat16)
-
-    def copy():
-        source = draw.normal(10**9)                              # 2 GB
-        target = torch.empty_like(source)
-        return 4e9 / seconds(lambda: target.copy_(source))
-
-    def triad():
-        a, b, c = (draw.normal(5 * 10**8, dtype=torch.float32) for _ in range(3))  # 2 GB each
-        return 6e9 / seconds(lambda: torch.add(b, c, alpha=0.5, out=a))
-
-    def products(M, K, N):
-        x, weight, dout = draw.normal(M, K), draw.normal(N, K), draw.normal(M, N)
-        three = {"x w^T": lambda: x @ weight.t(), "dout w": lambda: dout @ weight, "dout^T x": lambda: dout.t() @ x}
-        return {product: seconds(run) for product, run in three.items()}
-
-    def square(n):
-        x, y = draw.normal(n, n), draw.normal(n, n)
-        return 2 * n**3 / seconds(lambda: x @ y)
-
-    rows, flops, total = [], 0, 0.0
+    draw, flops, total = Draw("cuda", torch.bfloat16), 0, 0.0
     for times, M, K, N in roofline.model_gemms(config, 16384):
-        for product, took in products(M, K, N).items():
-            rows.append({"product": product, "M": M, "K": K, "N": N, "tflops": 2e-12 * M * K * N / took})
-            flops, total = flops + times * 2 * M * K * N, total + times * took
-    return {"copy": copy(), "triad": triad(), "gemm": flops / total, "square": square(8192), "gemms": rows}
+        x, weight, dout = draw.normal(M, K), draw.normal(N, K), draw.normal(M, N)
+        for a, b in ((x, weight.t()), (dout, weight), (dout.t(), x)):
+            flops, total = flops + times * 2 * M * K * N, total + times * seconds(partial(torch.matmul, a, b))
+    source = draw.normal(10**9)                                  # 2 GB
+    target = torch.empty_like(source)
+    return 4e9 / seconds(lambda: target.copy_(source)), flops / total

@@ -3,41 +3,35 @@
 A contender is a pair like ours, forward(*inputs) -> outputs, cache and backward(douts, cache) -> gradients. `autograd` makes one of a
 differentiable function. Builders import their package when they are called: an ImportError means that the peer is absent.
 
-    ours            the kernels' own pairs, as the block calls them
-    ours-autograd   the differentiable function over the same kernels: shows what PyTorch's dispatch costs the host
-    eager           kernels/reference.py: PyTorch's own ops (attention: its default back end; adamw: clip, fused AdamW, cast)
-    compile         the same under torch.compile; compile-max: with mode="max-autotune-no-cudagraphs", only on request
-    liger           Liger-Kernel; its rope rotates the halves of a head, so its inputs are converted to that order, which is not timed
-    torch-lce       torch.nn.functional.linear_cross_entropy, chunked (PyTorch 2.13)
-    flash, cudnn, efficient   scaled_dot_product_attention with one back end only; flex: flex_attention, only on request
-    flash-attn, flash-attn-3, flash-attn-4, quack, cce   packages of these names (cce without its gradient filter)
+    ours      the kernels' own pairs, as the block calls them
+    eager     kernels/reference.py: PyTorch's own ops (attention: its default back end; adamw: clip, fused AdamW, cast)
+    compile   the same under torch.compile
+    liger     Liger-Kernel (not its rope, which pairs the channels of a head in another order)
+    torch-lce torch.nn.functional.linear_cross_entropy, chunked (PyTorch 2.13)
+    flash, cudnn   scaled_dot_product_attention with one back end only
 """
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from .. import reference
 
-OPTIONAL = ("compile-max", "flex")  # slow to compile: only on request
 EPS = 1e-6
 STEP, LR, MAX_NORM = 100, 1e-4, 1.0  # of the optimiser
 PIECE = 2048 * 5504  # the largest matrix of the 1.3B model: PyTorch's optimiser gets a list of pieces of this size
+LIGER = "liger_kernel.transformers.functional"
 
 SHAPES = {  # N tokens in rows of T, dim D in H heads, hidden F, vocabulary V, parameters P
     "reference": dict(N=16384, T=2048, D=4096, F=11008, H=32, V=32000, P=1_240_000_000),
     "1.3B": dict(N=32768, T=2048, D=2048, F=5504, H=16, V=32000),
     "small": dict(N=2048, T=1024, D=1024, F=2816, H=8, V=32000, P=20_000_000),
     "odd": dict(N=16000, T=1000, D=4160, F=11000, H=65, V=32001, P=10_000_019),
-    "smoke": dict(N=12, T=6, D=32, F=40, H=2, V=37, P=1003),
+    "tiny": dict(N=12, T=6, D=32, F=40, H=2, V=37, P=1003),
+    **{f"T={T // 1024}k": dict(N=16384, T=T, D=4096, H=32) for T in (1024, 2048, 4096, 8192, 16384)},  # of attention
 }
-ATTENTION_SHAPES = {f"T={T // 1024}k": dict(N=16384, T=T, D=4096, H=32) for T in (1024, 2048, 4096, 8192, 16384)}
-
-
-class Absent(ImportError):
-    """A peer that cannot be measured here, and why."""
 
 
 class Draw:
@@ -62,15 +56,13 @@ class Contender(NamedTuple):
     """One way to compute a workload.
 
     both:    (douts, *inputs) -> outputs, gradients, if it has a shorter way than forward and then backward
-    enter:   (inputs, douts) -> its own inputs, douts: another layout, or copies if it overwrites its inputs; not timed
-    leave:   (outputs, gradients) -> the same in the workload's layout, to be verified
+    enter:   (inputs, douts) -> its own inputs, douts: copies, say, if it overwrites its inputs; not timed
     """
 
     forward: Callable
     backward: Callable
     both: Callable | None = None
     enter: Callable = _same
-    leave: Callable = _same
 
 
 def copies(inputs, douts):
@@ -78,7 +70,7 @@ def copies(inputs, douts):
     return tuple(tuple(x.clone(memory_format=torch.contiguous_format) for x in group) for group in (inputs, douts))
 
 
-def autograd(function, wrt, enter=_same, **options):
+def autograd(function, wrt, enter=_same):
     """A Contender of a differentiable function; wrt: positions of the inputs that get a gradient."""
     def leaves(inputs, douts):
         inputs, douts = enter(inputs, douts)
@@ -93,7 +85,7 @@ def autograd(function, wrt, enter=_same, **options):
         douts = [dout.to(one.dtype) for dout, one in zip(douts, listed(out), strict=True)]  # some return a loss in bfloat16
         return torch.autograd.grad(out, differentiated, douts, retain_graph=True)
 
-    return Contender(forward, backward, enter=leaves, **options)
+    return Contender(forward, backward, enter=leaves)
 
 
 def listed(value):
@@ -102,14 +94,14 @@ def listed(value):
 
 
 def run(contender, inputs, douts, both=False):
-    """Outputs and gradients, in the workload's layout: two tuples."""
+    """Outputs and gradients: two tuples."""
     inputs, douts = contender.enter(inputs, douts)
     if both and contender.both:
         outputs, gradients = contender.both(douts, *inputs)
     else:
         outputs, cache = contender.forward(*inputs)
         gradients = contender.backward(douts, cache)
-    return contender.leave(listed(outputs), listed(gradients))
+    return listed(outputs), listed(gradients)
 
 
 class Workload(NamedTuple):
@@ -117,42 +109,44 @@ class Workload(NamedTuple):
 
     letters:  those of a shape that the kernel depends on
     inputs:   (shape, draw) -> tuple of tensors
-    truth:    () -> Contender of PyTorch's plain ops, which also computes the exact result in float32 or float64
+    truth:    Contender of PyTorch's plain ops, which also computes the exact result in float32 or float64
     builders: provider -> () -> Contender, ours first
-    proof:    sizes that replace those of the shape when it is verified
     """
 
     letters: str
     inputs: Callable
-    truth: Callable
+    truth: Contender
     builders: dict
-    proof: dict | None = None
 
 
-def _ours(module, forward, backward, spread=_same, **options):
+def _workload(letters, inputs, function, wrt, ours, **peers):
+    """The Workload of a differentiable function of PyTorch's ops. ours, peers: () -> Contender; a peer's _ stands for -."""
+    def compiled():
+        return autograd(torch.compile(function, fullgraph=True, dynamic=False), wrt)
+
+    builders = {"ours": ours, "eager": partial(autograd, function, wrt), "compile": compiled}
+    return Workload(letters, inputs, autograd(function, wrt), builders | {name.replace("_", "-"): build for name, build in peers.items()})
+
+
+def _ours(module, op=None, spread=_same):
     """Builder of our pair. spread: gradients -> one gradient for each differentiated input."""
     def build():
-        ours = importlib.import_module(f"..{module}", __package__)
-        run_forward, run_backward = getattr(ours, forward), getattr(ours, backward)
-        return Contender(run_forward, lambda douts, cache: spread(*listed(run_backward(*douts, cache))), **options)
+        ours, name = importlib.import_module(f"..{module}", __package__), op or module
+        forward, backward = getattr(ours, f"{name}_forward"), getattr(ours, f"{name}_backward")
+        return Contender(forward, lambda douts, cache: spread(*listed(backward(*douts, cache))))
 
     return build
 
 
-def _peers(name, wrt, function, ours, liger=None, quack=None, compiled=True, **others):
-    """The builders that most workloads have. ours: (module, forward, backward[, spread]); name: our differentiable function.
-    liger, quack: () -> Contender; others: provider, written with _ instead of -, -> () -> Contender."""
-    def differentiable():
-        return autograd(getattr(importlib.import_module(f"..{ours[0]}", __package__), name), wrt)
+def _package(module, name, wrt, call=None, enter=_same):
+    """Builder of another package's function. call: (function, *inputs) -> outputs, where the function takes more than the inputs."""
+    def build():
+        function = getattr(importlib.import_module(module), name, None)
+        if function is None:
+            raise ImportError(f"{module} has no {name} here")
+        return autograd(partial(call, function) if call else function, wrt, enter)
 
-    def compile(mode=None):
-        return lambda: autograd(torch.compile(function, fullgraph=True, dynamic=False, mode=mode), wrt)
-
-    builders = {"ours": _ours(*ours), "ours-autograd": differentiable, "eager": lambda: autograd(function, wrt)}
-    if compiled:
-        builders |= {"compile": compile(), "compile-max": compile("max-autotune-no-cudagraphs")}
-    found = {"liger": liger, "quack": quack} | {provider.replace("_", "-"): build for provider, build in others.items()}
-    return builders | {provider: build for provider, build in found.items() if build}
+    return build
 
 
 # ------------------------------------------------------------------------------------------------------------ norms, rope, swiglu
@@ -161,94 +155,21 @@ def _rmsnorm(x, weight):
     return reference.rmsnorm_forward(x, weight, EPS)
 
 
-def _rmsnorm_workload():
-    def liger():
-        from liger_kernel.transformers.functional import liger_rms_norm
-
-        return autograd(lambda x, weight: liger_rms_norm(x, weight, EPS), (0, 1), copies)
-
-    def quack():
-        from quack.rmsnorm import rmsnorm
-
-        return autograd(lambda x, weight: rmsnorm(x, weight, eps=EPS), (0, 1))
-
-    return Workload("ND", lambda shape, draw: (draw.normal(shape["N"], shape["D"]), draw.normal(shape["D"])),
-                    lambda: autograd(_rmsnorm, (0, 1)),
-                    _peers("rmsnorm", (0, 1), _rmsnorm, ("rmsnorm", "rmsnorm_forward", "rmsnorm_backward"), liger, quack))
-
-
 def _add_rmsnorm(x, residual, weight):
     total = x + residual
     return reference.rmsnorm_forward(total, weight, EPS), total
 
 
-def _add_rmsnorm_workload():
-    def liger():
-        from liger_kernel.transformers.functional import liger_fused_add_rms_norm
-
-        return autograd(lambda x, residual, weight: liger_fused_add_rms_norm(x, residual, weight, EPS), (0, 1, 2), copies)
-
-    def quack():
-        from quack.rmsnorm import rmsnorm
-
-        return autograd(lambda x, residual, weight: rmsnorm(x, weight, residual=residual, eps=EPS, prenorm=True), (0, 1, 2))
-
-    def inputs(shape, draw):
-        N, D = shape["N"], shape["D"]
-        return draw.normal(N, D), draw.normal(N, D), draw.normal(D)
-
-    ours = ("rmsnorm", "add_rmsnorm_forward", "add_rmsnorm_backward", lambda dx, dweight: (dx, dx, dweight))
-    return Workload("ND", inputs, lambda: autograd(_add_rmsnorm, (0, 1, 2)),
-                    _peers("add_rmsnorm", (0, 1, 2), _add_rmsnorm, ours, liger, quack))
+def _norm_inputs(times):
+    return lambda shape, draw: (*(draw.normal(shape["N"], shape["D"]) for _ in range(times)), draw.normal(shape["D"]))
 
 
-def halves(x):
-    """Channels of each head in rotate-half order: even ones first, then odd ones. The inverse is `pairs`."""
-    return torch.cat((x[..., 0::2], x[..., 1::2]), -1)
-
-
-def pairs(x):
-    return torch.stack(x.chunk(2, -1), -1).flatten(-2)
-
-
-def _rope_workload():
-    def inputs(shape, draw):
-        """q and k as they come out of the merged projection: the first 2H of 3H heads."""
-        N, T, H = shape["N"], shape["T"], shape["H"]
-        head_dim = shape["D"] // H
-        qkv = draw.normal(N // T, T, 3 * H, head_dim)
-        return qkv[:, :, :2 * H], *(table.to(draw.device) for table in reference.rope_tables(T, head_dim))
-
-    def liger():
-        from liger_kernel.transformers.functional import liger_rope
-
-        def apart(x):
-            return tuple(part.contiguous().transpose(1, 2) for part in halves(x).chunk(2, 2))  # (B, H, T, Dh) as transformers passes them
-
-        def enter(inputs, douts):
-            x, *tables = inputs
-            return (*apart(x), *(torch.cat((table, table), -1)[None] for table in tables)), apart(*douts)
-
-        def together(parts):
-            return (pairs(torch.cat([part.transpose(1, 2) for part in parts], 2)),)
-
-        return autograd(liger_rope, (0, 1), enter, leave=lambda outputs, gradients: (together(outputs), together(gradients)))
-
-    return Workload("NTDH", inputs, lambda: autograd(reference.rope_forward, (0,)),
-                    _peers("rope", (0,), reference.rope_forward, ("rope", "rope_forward", "rope_backward"), liger))
-
-
-def _swiglu_workload():
-    def inputs(shape, draw):
-        return draw.normal(shape["N"], 2 * shape["F"]).chunk(2, -1)
-
-    def liger():
-        from liger_kernel.transformers.functional import liger_swiglu
-
-        return autograd(liger_swiglu, (0, 1), copies)
-
-    return Workload("NF", inputs, lambda: autograd(reference.swiglu_forward, (0, 1)),
-                    _peers("swiglu", (0, 1), reference.swiglu_forward, ("swiglu", "swiglu_forward", "swiglu_backward"), liger))
+def _rope_inputs(shape, draw):
+    """q and k as they come out of the merged projection: the first 2H of 3H heads."""
+    N, T, H = shape["N"], shape["T"], shape["H"]
+    head_dim = shape["D"] // H
+    qkv = draw.normal(N // T, T, 3 * H, head_dim)
+    return qkv[:, :, :2 * H], *(table.to(draw.device) for table in reference.rope_tables(T, head_dim))
 
 
 # ------------------------------------------------------------------------------------------------------------ losses and embedding
@@ -257,76 +178,18 @@ def _cross_entropy(logits, targets):
     return reference.cross_entropy_forward(logits[None].float() if logits.dtype != torch.float64 else logits[None], targets)
 
 
-def _cross_entropy_workload():
-    def ours():
-        from ..cross_entropy import cross_entropy_, cross_entropy_backward, cross_entropy_forward
-
-        def both(douts, logits, targets):
-            scale = torch.full((), 1 / len(targets), device=logits.device)
-            return cross_entropy_(logits, targets, scale).sum() * scale, logits
-
-        return Contender(cross_entropy_forward, lambda douts, cache: cross_entropy_backward(*douts, cache), both=both, enter=copies)
-
-    def liger():
-        from liger_kernel.transformers.functional import liger_cross_entropy
-
-        return autograd(liger_cross_entropy, (0,), copies)
-
-    def quack():
-        from quack.cross_entropy import cross_entropy
-
-        return autograd(cross_entropy, (0,))
-
-    def inputs(shape, draw):
-        return draw.normal(shape["N"], shape["V"], scale=2.0), draw.ids(shape["V"], shape["N"])
-
-    pair = ("cross_entropy", "cross_entropy_forward", "cross_entropy_backward")
-    builders = _peers("cross_entropy", (0,), _cross_entropy, pair, liger, quack)
-    return Workload("NV", inputs, lambda: autograd(_cross_entropy, (0,)), builders | {"ours": ours})
-
-
 def _linear_cross_entropy(x, weight, targets):
     return _cross_entropy(reference.linear_forward(x, weight), targets)
 
 
-def _linear_cross_entropy_workload():
-    def liger():
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+def _our_cross_entropy():
+    from ..cross_entropy import cross_entropy_, cross_entropy_backward, cross_entropy_forward
 
-        return autograd(liger_fused_linear_cross_entropy, (0, 1))
+    def both(douts, logits, targets):
+        scale = torch.full((), 1 / len(targets), device=logits.device)
+        return cross_entropy_(logits, targets, scale).sum() * scale, logits
 
-    def torch_lce():
-        if not hasattr(F, "linear_cross_entropy"):
-            raise Absent(f"torch {torch.__version__} has no linear_cross_entropy")
-        options = torch.nn.LinearCrossEntropyOptions(allow_retain_graph=True)
-        return autograd(lambda x, weight, targets: F.linear_cross_entropy(x, weight, targets, options=options), (0, 1))
-
-    def cce():
-        from cut_cross_entropy import linear_cross_entropy
-
-        return autograd(lambda *inputs: linear_cross_entropy(*inputs, filter_eps=None, impl="cce"), (0, 1))
-
-    def inputs(shape, draw):
-        N, D, V = shape["N"], shape["D"], shape["V"]
-        return draw.normal(N, D), draw.normal(V, D, scale=D**-0.5), draw.ids(V, N)
-
-    pair = ("linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward")
-    return Workload("NDV", inputs, lambda: autograd(_linear_cross_entropy, (0, 1)),
-                    _peers("linear_cross_entropy", (0, 1), _linear_cross_entropy, pair, liger, torch_lce=torch_lce, cce=cce))
-
-
-def _embedding_workload():
-    def liger():
-        from liger_kernel.ops.experimental.embedding import LigerEmbeddingFunction
-
-        return autograd(lambda tokens, weight: LigerEmbeddingFunction.apply(weight, tokens), (1,))
-
-    def inputs(shape, draw):
-        return draw.ids(shape["V"], 1, shape["N"]), draw.normal(shape["V"], shape["D"])
-
-    return Workload("NDV", inputs, lambda: autograd(reference.embedding_forward, (1,)),
-                    _peers("embedding", (1,), reference.embedding_forward, ("embedding", "embedding_forward", "embedding_backward"),
-                           liger))
+    return Contender(cross_entropy_forward, lambda douts, cache: cross_entropy_backward(*douts, cache), both=both, enter=copies)
 
 
 # -------------------------------------------------------------------------------------------------------------- optimiser, attention
@@ -345,108 +208,100 @@ def _optimiser(clip_coefficient, adamw_step):
     return Contender(norm, update)
 
 
-def _adamw_workload():
-    def inputs(shape, draw):
-        param, grad, m = (draw.normal(shape["P"], dtype=torch.float32, scale=scale) for scale in (0.02, 1e-3, 1e-4))
-        v = draw.normal(shape["P"], dtype=torch.float32, scale=1e-3).square_()
-        return param, grad, m, v, param.to(torch.bfloat16 if param.is_cuda else torch.float16)  # the interpreter has no bfloat16
-
-    def ours():
-        from ..adamw import adamw_step, clip_coefficient
-
-        return _optimiser(clip_coefficient, adamw_step)
-
-    def eager():
-        """clip_grad_norm_, fused AdamW and the copy in lower precision, on a list of tensors, as in a usual PyTorch loop."""
-        def enter(inputs, douts):
-            param, grad, m, v, copy = inputs
-            parts = [x.split(PIECE) for x in inputs]
-            params = [piece.detach().requires_grad_() for piece in parts[0]]
-            optimizer = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True,
-                                          capturable=param.is_cuda)
-            for piece, *rest in zip(params, *parts[1:4]):
-                piece.grad, mean, square = rest
-                step = torch.full((), STEP - 1, dtype=torch.float32, device=param.device)
-                optimizer.state[piece] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
-            return (optimizer, params, list(parts[4]), (param, m, v, copy)), douts
-
-        def clip(optimizer, params, rounded, state):
-            norm = torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
-            return norm, (optimizer, params, rounded, state)
-
-        def step(douts, cache):
-            optimizer, params, rounded, state = cache
-            optimizer.step()
-            with torch.no_grad():
-                torch._foreach_copy_(rounded, params)
-            return state
-
-        return Contender(clip, step, enter=enter)
-
-    def truth():
-        return _optimiser(reference.clip_coefficient, reference.adamw_step)
-
-    def compiled():
-        functions = reference.clip_coefficient, reference.adamw_step
-        return _optimiser(*(torch.compile(function, fullgraph=True, dynamic=False) for function in functions))
-
-    return Workload("P", inputs, truth, {"ours": ours, "eager": eager, "compile": compiled}, {"P": 2**20 + 3})
+def _adamw_inputs(shape, draw):
+    param, grad, m = (draw.normal(shape["P"], dtype=torch.float32, scale=scale) for scale in (0.02, 1e-3, 1e-4))
+    v = draw.normal(shape["P"], dtype=torch.float32, scale=1e-3).square_()
+    return param, grad, m, v, param.to(torch.bfloat16 if param.is_cuda else torch.float16)  # the interpreter has no bfloat16
 
 
-def _attention_workload():
-    def pinned(backend):
-        def build():
-            from torch.nn.attention import SDPBackend, sdpa_kernel
+def _our_adamw():
+    from ..adamw import adamw_step, clip_coefficient
 
-            def attention(q, k, v):
-                with sdpa_kernel(getattr(SDPBackend, backend)):
-                    return reference.attention_forward(q, k, v)
+    return _optimiser(clip_coefficient, adamw_step)
 
-            return autograd(attention, (0, 1, 2))
 
-        return build
+def _eager_adamw():
+    """clip_grad_norm_, fused AdamW and the copy in lower precision, on a list of tensors, as in a usual PyTorch loop."""
+    def enter(inputs, douts):
+        param, grad, m, v, copy = inputs
+        parts = [x.split(PIECE) for x in inputs]
+        params = [piece.detach().requires_grad_() for piece in parts[0]]
+        optimizer = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True, capturable=param.is_cuda)
+        for piece, *rest in zip(params, *parts[1:4]):
+            piece.grad, mean, square = rest
+            step = torch.full((), STEP - 1, dtype=torch.float32, device=param.device)
+            optimizer.state[piece] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        return (optimizer, params, list(parts[4]), (param, m, v, copy)), douts
 
-    def package(module):
-        def build():
-            attention = importlib.import_module(module).flash_attn_func
-            return autograd(lambda q, k, v: listed(attention(q, k, v, causal=True))[0], (0, 1, 2))
+    def clip(optimizer, params, rounded, state):
+        norm = torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
+        return norm, (optimizer, params, rounded, state)
 
-        return build
+    def step(douts, cache):
+        optimizer, params, rounded, state = cache
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(rounded, params)
+        return state
 
-    def flex():
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    return Contender(clip, step, enter=enter)
 
-        compiled, masks = torch.compile(flex_attention, fullgraph=True, dynamic=False), {}
+
+def _compiled_adamw():
+    functions = reference.clip_coefficient, reference.adamw_step
+    return _optimiser(*(torch.compile(function, fullgraph=True, dynamic=False) for function in functions))
+
+
+def _pinned(backend):
+    """Builder of PyTorch's attention with one back end only."""
+    def build():
+        from torch.nn.attention import SDPBackend, sdpa_kernel
 
         def attention(q, k, v):
-            T = q.shape[1]
-            if T not in masks:
-                masks[T] = create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device=q.device)
-            return compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=masks[T]).transpose(1, 2)
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return reference.attention_forward(q, k, v)
 
         return autograd(attention, (0, 1, 2))
 
+    return build
+
+
+def _attention_workload():
     def inputs(shape, draw):
         N, T, H = shape["N"], shape["T"], shape["H"]
         return tuple(draw.normal(N // T, T, H, shape["D"] // H) for _ in range(3))
 
-    backends = {name: pinned(f"{name.upper()}_ATTENTION") for name in ("flash", "cudnn", "efficient")}
-    packages = {"flash_attn": package("flash_attn"), "flash_attn_3": package("flash_attn_interface"),
-                "flash_attn_4": package("flash_attn.cute")}
-    return Workload("NTDH", inputs, lambda: autograd(reference.attention_forward, (0, 1, 2)),
-                    _peers("attention", (0, 1, 2), reference.attention_forward, ("attention", "attention_forward", "attention_backward"),
-                           compiled=False, flex=flex, **backends, **packages))
+    workload = _workload("NTDH", inputs, reference.attention_forward, (0, 1, 2), _ours("attention"), flash=_pinned("FLASH_ATTENTION"),
+                         cudnn=_pinned("CUDNN_ATTENTION"))
+    return workload._replace(builders={name: build for name, build in workload.builders.items() if name != "compile"})
 
 
 WORKLOADS = {
-    "rmsnorm": _rmsnorm_workload(),
-    "add_rmsnorm": _add_rmsnorm_workload(),
-    "rope": _rope_workload(),
-    "swiglu": _swiglu_workload(),
-    "cross_entropy": _cross_entropy_workload(),
-    "linear_cross_entropy": _linear_cross_entropy_workload(),
-    "embedding": _embedding_workload(),
-    "adamw": _adamw_workload(),
+    "rmsnorm": _workload(
+        "ND", _norm_inputs(1), _rmsnorm, (0, 1), _ours("rmsnorm"),
+        liger=_package(LIGER, "liger_rms_norm", (0, 1), lambda norm, x, weight: norm(x, weight, EPS), copies)),
+    "add_rmsnorm": _workload(
+        "ND", _norm_inputs(2), _add_rmsnorm, (0, 1, 2), _ours("rmsnorm", "add_rmsnorm", lambda dx, dweight: (dx, dx, dweight)),
+        liger=_package(LIGER, "liger_fused_add_rms_norm", (0, 1, 2), lambda norm, *inputs: norm(*inputs, EPS), copies)),
+    "rope": _workload("NTDH", _rope_inputs, reference.rope_forward, (0,), _ours("rope")),
+    "swiglu": _workload("NF", lambda shape, draw: draw.normal(shape["N"], 2 * shape["F"]).chunk(2, -1), reference.swiglu_forward, (0, 1),
+                        _ours("swiglu"), liger=_package(LIGER, "liger_swiglu", (0, 1), enter=copies)),
+    "cross_entropy": _workload(
+        "NV", lambda shape, draw: (draw.normal(shape["N"], shape["V"], scale=2.0), draw.ids(shape["V"], shape["N"])),
+        _cross_entropy, (0,), _our_cross_entropy,
+        liger=_package(LIGER, "liger_cross_entropy", (0,), enter=copies)),
+    "linear_cross_entropy": _workload(
+        "NDV", lambda shape, draw: (draw.normal(shape["N"], shape["D"]), draw.normal(shape["V"], shape["D"], scale=shape["D"]**-0.5),
+                                    draw.ids(shape["V"], shape["N"])),
+        _linear_cross_entropy, (0, 1), _ours("linear_cross_entropy"),
+        liger=_package(LIGER, "liger_fused_linear_cross_entropy", (0, 1)),
+        torch_lce=_package("torch.nn.functional", "linear_cross_entropy", (0, 1), lambda loss, *inputs: loss(
+            *inputs, options=torch.nn.LinearCrossEntropyOptions(allow_retain_graph=True)))),
+    "embedding": _workload(
+        "NDV", lambda shape, draw: (draw.ids(shape["V"], 1, shape["N"]), draw.normal(shape["V"], shape["D"])),
+        reference.embedding_forward, (1,), _ours("embedding")),
+    "adamw": Workload("P", _adamw_inputs, _optimiser(reference.clip_coefficient, reference.adamw_step),
+                      {"ours": _our_adamw, "eager": _eager_adamw, "compile": _compiled_adamw}),
     "attention": _attention_workload(),
 }
 PROVIDERS = list(dict.fromkeys(provider for workload in WORKLOADS.values() for provider in workload.builders))
