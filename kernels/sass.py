@@ -53,14 +53,12 @@ def stops(code):
     """How often a thread stops for memory: each first use of a loaded register. By then, all loads before it have arrived too."""
     pending, count = set(), 0
     for _, name, rest in code:
-        used = {int(number) for number in re.findall(r"\bR(\d+)", rest)}
-        if name == "LDG":
-            register, = re.findall(r"\bR(\d+)", rest)[:1] or ["255"]
-            used -= {int(register)}
-        if used & pending:
+        used = [int(number) for number in re.findall(r"\bR(\d+)", rest)]
+        if pending & set(used):
             pending, count = set(), count + 1
-        if name == "LDG":
-            pending |= set(range(int(register), int(register) + max(1, widths([(0, name, rest)], LOADS)[0] // 4)))
+        if name == "LDG" and used:
+            width, = widths([(0, name, rest)], LOADS)
+            pending |= set(range(used[0], used[0] + max(1, width // 4)))
     return count
 
 
@@ -87,9 +85,8 @@ def hot(code):
         matrix_waits:   int    how often it waits for matrix instructions with nothing else to do
         barriers:       int    how often it waits for the other warps of its program
     """
-    body = max(loops(code), key=lambda loop: (sum(widths(loop, LOADS + STORES)) + multiplied(loop), -len(loop)), default=code)
-    if not widths(body, LOADS + STORES):
-        body = code
+    body = max(loops(code), key=lambda loop: (sum(widths(loop, LOADS + STORES)) + multiplied(loop), -len(loop)), default=[])
+    body = body if widths(body, LOADS + STORES) else code
     groups = sum(name == "LDGDEPBAR" for _, name, _ in body)
     pending = [int(number, 16) for _, name, rest in body if name == "DEPBAR" for number in re.findall(r"SB0, 0x(\w+)", rest)]
     ahead = max(pending, default=0) // groups if groups else 0

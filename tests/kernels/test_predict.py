@@ -57,8 +57,8 @@ def found(**changes):
 def test_programs_on_a_multiprocessor():
     one = found()
     assert predict.resident(one) == 8                            # 64 warps
-    assert predict.resident(one | {"registers": 65}) == 3        # 72 x 256 of 65536
-    assert predict.resident(one | {"shared": 100 * 1024}) == 2
+    assert predict.resident(one | {"registers": 81}) == 2        # 88 x 256 of 65536: 2.9 times
+    assert predict.resident(one | {"shared": 76 * 1024}) == 2    # 77 KB of 228: CUDA's own is part of it
     assert predict.resident(one | {"options": {"num_warps": 1}}) == 32
 
 
@@ -79,6 +79,11 @@ def test_the_four_times():
     hidden = predict.predict(found(ahead=99, stops=0), size, bandwidth=4e12)
     assert hidden.times["latency"] == pytest.approx(1000 * own)  # never faster than it computes
     assert predict.predict(found(stops=3), size).times["latency"] == pytest.approx(1000 * (3e-6 + own))
+    small = predict.predict(found() | {"options": {"num_warps": 4}}, size / 2)
+    assert small.times["latency"] == pytest.approx(1000 * (1e-6 + own))  # half as many warps do not make a warp faster
+    waves = predict.predict(found() | {"programs": 3 * 8 * 132}, 3 * 8 * size)
+    assert waves.resident == 8 and waves.times["latency"] == pytest.approx(3000 * (1e-6 + own))
+    assert predict.predict(found() | {"programs": 1}, size / 132).times["latency"] == pytest.approx(1000 * (1e-6 + own))
 
 
 def test_little_s_law():
