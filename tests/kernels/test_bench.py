@@ -213,7 +213,7 @@ def test_rates_of_a_made_up_gpu(monkeypatch):
 
 def test_percentiles_and_paired_ratio():
     assert clock.percentiles([5, 1, 4, 2, 3, 6, 8, 7, 10, 9, 11]) == {"p20": 3, "p50": 6, "p80": 9}
-    assert clock.paired_ratio([2, 40, 6], [1, 10, 3]) == 2       # a slow round slows both, and does not count more
+    assert clock.paired_ratio([2, 8, 30], [1, 2, 20]) == 2       # a slow round slows both, and does not count more: not 8 / 2
 
 
 def test_what_nvidia_smi_says(monkeypatch):
