@@ -381,6 +381,7 @@ def test_the_order_of_work():
     assert len(order) == len(set(order)) == 5 + 8 + 5 + 7 + 8 + 8
     assert ("adamw", "1.3B") not in order
     assert order.index(("step", "ours")) < order.index(("rmsnorm", "1.3B"))
+    assert bench.plan(["step"], ["ours", "eager"]) == [("step", "ours")]
     assert bench.plan(["rope"], []) == [("rope", "reference"), ("rope", "1.3B"), ("rope", "small"), ("rope", "odd")]
 
 
@@ -485,9 +486,10 @@ def test_only_the_part_between_the_markers_is_replaced(tmp_path, capsys):
     text = readme.read_text()
     assert text.startswith(f"# title\n{BEGIN}\n**NVIDIA H200**") and text.endswith(f"\n{END}\nend, no newline")
     assert "old" not in text and text.count(BEGIN) == 1
-    readme.write_text("no markers")
-    assert bench.main(["--render", str(results), "--into", str(readme)]) == 2
-    assert "must have one line" in capsys.readouterr().err and readme.read_text() == "no markers"
+    for text in ("no markers", f"{BEGIN}\n{BEGIN}\n{END}\n"):
+        readme.write_text(text)
+        assert bench.main(["--render", str(results), "--into", str(readme)]) == 2
+        assert "must have one line" in capsys.readouterr().err and readme.read_text() == text
 
 
 # --------------------------------------------------------------------------------------------------------------------- memory, training
