@@ -1,4 +1,5 @@
-"""Every kernel compiled ahead of time, for GPUs that this machine does not have: `python -m kernels.aot`.
+"""Every kernel compiled ahead of time, for GPUs that this machine does not have: `python -m kernels.aot`. With --predict, what the
+machine code lets one predict of its speed (predict.py).
 
 Each launcher is called on tensors without memory (device "meta") while `launch.record` records what it would launch. Each recorded
 launch is specialised as Triton would specialise it, and compiled to machine code. The result must have:
@@ -13,6 +14,7 @@ Triton cannot compile and interpret in one process: TRITON_INTERPRET must not be
 """
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -23,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import launch
+from . import launch, predict
 from .interpreter import interpreted
 from .sass import look
 
@@ -111,7 +113,7 @@ def _layer(name):
     from minillama.nn import param_shapes
     from minillama.nn.model import BLOCK_NAMES
 
-    from .bench_step import MODEL
+    from .bench.step import MODEL
     from .block import block_backward, block_forward
 
     config = ModelConfig(**PRESETS[name].model) if name in PRESETS else MODEL
@@ -184,13 +186,6 @@ def specialise(call):
     return signature, constants, attributes
 
 
-def _spills(binary, target):
-    """Registers (AMD) or moves (NVIDIA, in loops) that do not fit and go through memory."""
-    if target == "gfx942":
-        return sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", binary.asm["amdgcn"]))
-    return look(binary)["local"]
-
-
 def narrow_products(ttir):
     """32-bit products with a kernel's argument or a program's number, which overflow where tensors hold 2^31 elements or more.
 
@@ -217,12 +212,21 @@ def compile_launch(call, target):
     """Compile one recorded launch for one target, and look for faults.
 
     Returns:
-        dict: kernel, target, shared (bytes), spills, faults (list of sentences, empty if there are none)
+        dict: kernel, target, options (its constants and warps), programs (of the launch), bytes (of its tensors, each counted once),
+        shared (bytes), spills (registers of AMD's GPUs, moves in loops of NVIDIA's, that go through memory), faults (list of sentences,
+        empty if there are none); for NVIDIA's GPUs also what `sass.look` returns
     """
     binary = machine_code(call, target)
-    text = binary.asm["amdgcn" if target == "gfx942" else "ptx"]
-    name, shared, spills = call.kernel.__name__, binary.metadata.shared, _spills(binary, target)
-    faults = []
+    tensors = {id(x): x.numel() * x.element_size() for x in call.arguments if isinstance(x, torch.Tensor)}
+    row = {"kernel": call.kernel.__name__, "target": target, "options": call.options, "programs": math.prod(call.grid),
+           "bytes": sum(tensors.values()), "shared": binary.metadata.shared}
+    if target == "gfx942":
+        text = binary.asm["amdgcn"]
+        row["spills"] = sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", text))
+    else:
+        text, found = binary.asm["ptx"], look(binary)
+        row |= found | {"spills": found["local"]}
+    shared, spills, faults = row["shared"], row["spills"], []
     if re.search(r"\.f64|_f64", text):
         faults.append("computes in float64")
     if spills:
@@ -233,7 +237,7 @@ def compile_launch(call, target):
     halves = {"*bf16", "*fp16"} & set(specialise(call)[0].values())  # float32 is multiplied in full precision, without such instructions
     if "tl.dot" in call.kernel.src and halves and not re.search(MATRIX[target], text):
         faults.append("multiplies tiles without matrix instructions")
-    return {"kernel": name, "target": target, "shared": shared, "spills": spills, "faults": faults}
+    return row | {"faults": faults}
 
 
 def launches(example, target="sm_90"):
@@ -263,6 +267,7 @@ def main(argv=None):
     parser.add_argument("--only", default="", metavar="TEXT", help="compile only the examples whose name contains TEXT")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="number of processes (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line instead of a table")
+    parser.add_argument("--predict", action="store_true", help="only print the table of predictions for an H200, in Markdown")
     arguments = parser.parse_args(argv)
     if interpreted():
         parser.exit(2, "error: TRITON_INTERPRET must not be set, got 1: the interpreter compiles nothing\n")
@@ -275,6 +280,9 @@ def main(argv=None):
         parser.exit(2, f"error: --only must be part of an example's name, got {arguments.only!r}: the examples are {', '.join(EXAMPLES)}\n")
     if arguments.jobs < 1:
         parser.exit(2, f"error: --jobs must be at least 1, got {arguments.jobs}\n")
+    if arguments.predict:
+        print(predict.table(compile_all(list(dict.fromkeys(row.example for row in predict.ROWS)), ["sm_90"], arguments.jobs)), end="")
+        return 0
     faulty = 0
     for row in compile_all(examples, targets, arguments.jobs):
         faulty += bool(row["faults"])

@@ -1,6 +1,6 @@
 """Rooflines: the bytes a kernel must move and the FLOPs it must compute at least, and the time that follows from them.
 
-`kernels/bench.py` compares measured times with this time. N tokens of D channels in elements of b bytes; an array counts
+`kernels/bench` compares measured times with this time. N tokens of D channels in elements of b bytes; an array counts
 once if it is read, and once if it is written.
 
     kernel                 forward                          backward                               together
@@ -25,49 +25,26 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 DIRECTIONS = ("forward", "backward", "forward+backward")
 
 
-def _rmsnorm(b, N, D, **_):
-    return (2 * b * N * D, 0), (3 * b * N * D, 0), None
+
+def _operands(b, N, D, V):
+    return b * (N * D + V * D)
 
 
 def _four_passes(b, N, D, **_):
     return (4 * b * N * D, 0), (4 * b * N * D, 0), None
 
 
-def _swiglu(b, N, F, **_):
-    return (3 * b * N * F, 0), (5 * b * N * F, 0), None
-
-
-def _cross_entropy(b, N, V, **_):
-    return (b * N * V, 0), (2 * b * N * V, 0), (2 * b * N * V, 0)
-
-
-def _linear_cross_entropy(b, N, D, V, **_):
-    operands = b * (N * D + V * D)
-    return (operands, 2 * N * D * V), (2 * operands, 4 * N * D * V), (2 * operands, 6 * N * D * V)
-
-
-def _embedding(b, N, D, V, **_):
-    return (2 * b * N * D, 0), (b * (N * D + V * D), 0), None
-
-
-def _adamw(b, P, **_):
-    return (4 * P, 0), (30 * P, 0), None
-
-
-def _attention(b, N, T, D, **_):
-    return (4 * b * N * D, 2 * N * T * D), (8 * b * N * D, 5 * N * T * D), None
-
-
-COUNTS = {
-    "rmsnorm": _rmsnorm,
+COUNTS = {  # kernel -> (b, N, D, ...) -> (bytes, FLOPs) of forward, of backward, and of both together if that is not the sum
+    "rmsnorm": lambda b, N, D, **_: ((2 * b * N * D, 0), (3 * b * N * D, 0), None),
     "add_rmsnorm": _four_passes,
     "rope": _four_passes,
-    "swiglu": _swiglu,
-    "cross_entropy": _cross_entropy,
-    "linear_cross_entropy": _linear_cross_entropy,
-    "embedding": _embedding,
-    "adamw": _adamw,
-    "attention": _attention,
+    "swiglu": lambda b, N, F, **_: ((3 * b * N * F, 0), (5 * b * N * F, 0), None),
+    "cross_entropy": lambda b, N, V, **_: ((b * N * V, 0), (2 * b * N * V, 0), (2 * b * N * V, 0)),
+    "linear_cross_entropy": lambda b, N, D, V, **_: (
+        (_operands(b, N, D, V), 2 * N * D * V), (2 * _operands(b, N, D, V), 4 * N * D * V), (2 * _operands(b, N, D, V), 6 * N * D * V)),
+    "embedding": lambda b, N, D, V, **_: ((2 * b * N * D, 0), (_operands(b, N, D, V), 0), None),
+    "adamw": lambda b, P, **_: ((4 * P, 0), (30 * P, 0), None),
+    "attention": lambda b, N, T, D, **_: ((4 * b * N * D, 2 * N * T * D), (8 * b * N * D, 5 * N * T * D), None),
 }
 
 

@@ -1,6 +1,7 @@
 """What an installation brings: requirements.txt is all of it, pyproject.toml the light core and the extras, and every package is there."""
 import re
 import tomllib
+from pathlib import Path
 
 from helpers import ROOT
 
@@ -21,6 +22,7 @@ def test_requirements_are_core_and_extras():
 
 def test_every_package_is_installed_and_none_claims_the_name_kernels():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "minillama").rglob("*.py")}
-    wanted = {".".join(folder.parts) for folder in folders} | {"minillama.kernels"}
+    folders |= {Path("minillama") / path.parent.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py")}
+    wanted = {".".join(folder.parts) for folder in folders}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == wanted
     assert PYPROJECT["tool"]["setuptools"]["package-dir"]["minillama.kernels"] == "kernels"

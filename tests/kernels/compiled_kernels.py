@@ -15,10 +15,7 @@ EXAMPLES = {                                                     # example -> ke
     "rmsnorm D=1024": (lambda: aot._rmsnorm(16384, 1024, torch.bfloat16), {"rmsnorm_backward_kernel"}),
     "rmsnorm D=4096": (lambda: aot._rmsnorm(16384, 4096, torch.bfloat16), {"rmsnorm_forward_kernel", "rmsnorm_backward_kernel"}),
     "rmsnorm D=8192": (lambda: aot._rmsnorm(16384, 8192, torch.bfloat16), {"rmsnorm_backward_kernel"}),
-    "cross_entropy": (lambda: aot._cross_entropy(16384, 32000, torch.bfloat16),
-                      {"cross_entropy_forward_kernel", "cross_entropy_one_pass_kernel"}),
     "adamw": (lambda: aot._adamw(2**30, True), {"adamw_kernel"}),
-    "attention": (lambda: aot._attention(8, 2048, 32, 128, torch.bfloat16), {"attention_forward_kernel"}),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 PYTORCH = ("test_reference", "test_model", "test_engine", "test_engine_cli", "test_places", "test_fsdp", "test_gpu")  # not of one kernel
-ELSEWHERE = ("test_bugs", "test_aot", "test_compiled")
+ELSEWHERE = ("test_bugs", "test_aot", "test_compiled", "test_predict")
 
 if importlib.util.find_spec("triton") is None:                   # it exists for Linux alone
     collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.stem not in PYTORCH]

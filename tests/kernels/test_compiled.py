@@ -1,7 +1,4 @@
-"""What the compiler makes of the kernels for an H100 (sm_90), without one: prefetch, instructions, registers. No time is measured here.
-
-The counts are those of the Triton that requirements.txt pins. Fewer are welcome; 10 % more need a reason.
-"""
+"""What single kernels must be for an H100 (sm_90), read from their machine code. What holds for every kernel is in test_aot.py."""
 import json
 import os
 import subprocess
@@ -25,26 +22,6 @@ def compiled():
     return {(row["example"], row["kernel"].removesuffix("_kernel"), row["residual"]): row for row in rows}
 
 
-@pytest.mark.parametrize("example, kernel, residual, waits, loops", [
-    ("rmsnorm D=1024", "rmsnorm_backward", False, [3, 0], [195]),
-    ("rmsnorm D=4096", "rmsnorm_backward", False, [3, 0], [286]),
-    ("rmsnorm D=4096", "rmsnorm_backward", True, [4, 0], [333]),
-    ("rmsnorm D=8192", "rmsnorm_backward", False, [3, 0], [284]),
-    ("rmsnorm D=8192", "rmsnorm_backward", True, [4, 0], [325]),
-    ("cross_entropy", "cross_entropy_forward", False, [], [155]),            # 16 logits per thread and iteration
-    ("cross_entropy", "cross_entropy_one_pass", False, [2, 0], [830, 150]),  # 64; then the targets, a row per thread
-    ("attention", "attention_forward", False, [2, 0, 2, 0], [523]),          # the diagonal is one tile, so no loop
-])
-def test_prefetch_and_instructions(compiled, example, kernel, residual, waits, loops):
-    """A wait in a loop leaves copies under way (the one after it waits for all); loops have not grown; registers stay registers in them."""
-    found = compiled[example, kernel, residual]
-    assert found["waits"] == waits
-    assert len(found["loops"]) == len(loops)
-    assert all(now <= 1.1 * before for now, before in zip(found["loops"], loops)), found["loops"]
-    assert found["local"] == 0
-    assert found["shared"] <= SHARED
-
-
 @pytest.mark.parametrize("D", [1024, 4096, 8192])
 @pytest.mark.parametrize("residual", [False, True])
 def test_rmsnorm_backward_hides_the_latency_of_memory(compiled, D, residual):
@@ -66,7 +43,6 @@ def test_adamw_does_not_go_through_shared_memory(compiled):
     """With 8 numbers per thread instead of 4, the bfloat16 gradient or copy would have another layout than the float32 arrays."""
     found = compiled["adamw", "adamw", False]
     assert (found["shared"], found["stored"], found["local"]) == (0, 0, 0)
-    assert found["instructions"] <= 1.1 * 152
 
 
 def test_what_spills_in_a_loop_is_found(compiled):
