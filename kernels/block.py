@@ -66,6 +66,7 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
     check_shape("block_forward", (config.dim, config.dim), **{name: params[name] for name in ("wq", "wk", "wv", "wo")})
     check_shape("block_forward", (config.hidden_dim, config.dim), w1=params["w1"], w3=params["w3"])
     check_shape("block_forward", (config.dim, config.hidden_dim), w2=params["w2"])
+    attention = attention if x.shape[1] > 1 else "triton"        # cuDNN does not cover a single position
     H, heads = config.n_heads, (*x.shape[:2], 3 * config.n_heads, config.head_dim)
 
     n, _ = rmsnorm_forward(x, params["attention_norm"], config.norm_eps)
@@ -134,7 +135,7 @@ class Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, config, attention, *weights):
         params = dict(zip(BLOCK_NAMES, weights, strict=True))
-        out, (kept, (graph, *_)) = block_forward(x, params, cos, sin, config, attention)
+        out, (kept, (graph, *_, attention)) = block_forward(x, params, cos, sin, config, attention)
         ctx.save_for_backward(cos, sin, *weights, *kept)
         ctx.rest = graph, config, attention
         return out

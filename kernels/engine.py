@@ -118,18 +118,19 @@ class TorchEngine:
     device:    "cuda", "cuda:1", "mps", "cpu"; None takes the first of these kinds that this machine has
     dtype:     "float32" or "bfloat16", of the parameters the model computes with and of its activations; None is bfloat16 on CUDA.
                An engine that only infers may have "float16"
-    attention: "triton", "cudnn" or "flash": what computes it in the Triton block
+    attention: "triton", "cudnn" or "flash": what computes it in the Triton block; None is sdpa.default_backend's choice
 
     A step waits for the device once, when all its work is queued: whether the gradient is finite is decided on the device
     (`clip_coefficient`).
     """
 
     def __init__(self, model_config, train_config=None, params=None, threads=None, device=None, kernels="reference", dtype=None,
-                 attention="triton"):
+                 attention=None):
         """Without train_config the engine cannot train; without params it starts from fresh ones."""
         self.device, self.dtype = resolve(kernels, device, dtype, train_config is not None)
         self.name = "torch" if kernels == "reference" else "triton"
         self.config, self.recipe, self.step = model_config, train_config, 0
+        self.attention = attention or (self._default_attention() if kernels == "triton" else "triton")
         if self.device.type == "cpu":
             torch.set_num_threads(threads or machine.default_threads())
         if params is None:
@@ -142,7 +143,7 @@ class TorchEngine:
             if train_config:
                 self._grads, self._m, self._v = (Arena(shapes, torch.float32, self.device) for _ in range(3))
         self._set_params(params)
-        self.model = Llama(model_config, kernels, attention, params=(self._rounded or self._params).views)
+        self.model = Llama(model_config, kernels, self.attention, params=(self._rounded or self._params).views)
         self.model.requires_grad_(train_config is not None)
         if train_config:
             self._optim = reference if kernels == "reference" else importlib.import_module(".adamw", __package__)
@@ -154,7 +155,13 @@ class TorchEngine:
     def about(self):
         """The engine, its device and its dtype, in words."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        return f"{self.name} on {self.device} ({where}), {str(self.dtype).removeprefix('torch.')}"
+        attention = f", attention {self.attention}" if self.name == "triton" else ""
+        return f"{self.name} on {self.device} ({where}), {str(self.dtype).removeprefix('torch.')}{attention}"
+
+    def _default_attention(self):
+        from .sdpa import default_backend
+
+        return default_backend(torch.empty(1, 128, self.config.n_heads, self.config.head_dim, dtype=self.dtype, device=self.device))
 
     def _set_params(self, arrays):
         self._params.fill(arrays)

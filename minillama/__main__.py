@@ -146,7 +146,8 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
     engine.add_argument("--device", metavar="NAME", help="of torch and triton: cpu, mps, cuda, cuda:1 ... (default: a GPU if there is one)")
     engine.add_argument("--dtype", choices=TRAIN_DTYPES,
                         help="of torch and triton, to compute in; the weights learned are float32 (default bfloat16 on CUDA)")
-    engine.add_argument("--attention", choices=ATTENTIONS, help="of triton: what computes attention (default triton)")
+    engine.add_argument("--attention", choices=ATTENTIONS,
+                        help="of triton: what computes attention (default: cudnn on an H100, H200 or B200, else triton)")
     _add_config_flags(parser.add_argument_group("recipe"), TrainConfig)
     _add_config_flags(parser.add_argument_group("shape"), ModelConfig, skip=("vocab_size",))
     parser.set_defaults(command=_train)
