@@ -7,9 +7,13 @@ import torch
 from fake_capture import FakeGraphs, Illegal, Recorder
 from helpers import RECIPE, batch, ignored, split
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
+import kernels.engine
+from kernels import launch
 from kernels.adamw import adamw_update
-from kernels.engine import TorchEngine
+from kernels.engine import DTYPES, TorchEngine
 from kernels.graph import Graphs
 from kernels.interpreter import interpreted
 from minillama.config import ModelConfig, preset
@@ -77,6 +81,40 @@ def test_a_run_changes_nothing_but_memory(name):
             assert len(run) == len(second), key
             for now, before in zip(run, second):
                 assert now == before, key
+
+
+class Elsewhere(TorchDispatchMode):
+    """Keeps the ops that touch a tensor of another device than `device`."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.ops = device, []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **kwargs or {})
+        self.ops += [str(op) for x in tree_flatten((args, kwargs, out))[0] if isinstance(x, torch.Tensor) and x.device.type != self.device]
+        return out
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_nothing_comes_from_the_host(name, monkeypatch):
+    """No op of a recorded run touches the processor's memory, from which a replay would copy what is no longer there. "meta" plays
+    the GPU: tensors without memory, and launches that are only noted."""
+    options = ENGINES[name]
+    monkeypatch.setattr(kernels.engine, "resolve", lambda *given: (torch.device("meta"), DTYPES[options.get("dtype", "float32")]))
+    with launch.record() as launches:
+        made = TorchEngine(SMALL_MODEL, RECIPE, **options)
+        if name.endswith("in products"):
+            made._sum_in_products()
+        made.model.tables(0, 20)                                 # the warm-up makes them
+        tokens = torch.zeros(2, 2, 20, dtype=torch.int64, device="meta")
+        with Elsewhere("meta") as seen:
+            for run in (lambda: made._micro_batch(tokens, True), lambda: made._micro_batch(tokens, False), made._update):
+                run()
+                assert seen.ops == []
+            made._loss + torch.ones(())
+            assert seen.ops
+    assert bool(launches) is name.startswith("triton")
 
 
 def test_what_a_capture_forbids_is_seen():
