@@ -144,20 +144,3 @@ def adamw_update(param, grad, m, v, factors, beta1=0.9, beta2=0.95, eps=1e-8, co
            param if coefficient is None else coefficient, param if copy is None else copy,
            *factors, n, 1 - beta1, 1 - beta2, eps, LOAD=isinstance(factors, Tensor),
            CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=8)  # 4 numbers, 16 bytes, per thread
-
-
-@torch.library.custom_op("minillama::clip_coefficient", mutates_args=())
-def _clip_coefficient(grad: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
-    return clip_coefficient(grad, max_norm)
-
-
-@torch.library.custom_op("minillama::adamw_step", mutates_args=("param", "m", "v", "copy"))
-def _adamw_step(
-    param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-    coefficient: Tensor | None, copy: Tensor | None,
-) -> None:
-    adamw_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay, coefficient, copy)
-
-
-_clip_coefficient.register_fake(lambda grad, max_norm: (grad.new_empty((), dtype=torch.float32), grad.new_empty((), dtype=torch.float32)))
-_adamw_step.register_fake(lambda *arguments: None)
