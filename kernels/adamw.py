@@ -12,16 +12,18 @@ coefficient. The update has one program per BLOCK elements, which reads the coef
 host never waits for the norm. If the norm is not finite the coefficient is 0, and the update then writes nothing: the
 parameters stay as they were before the step.
 
+What changes from step to step, the learning rate and the bias corrections, is three numbers. They are arguments of the launch, or lie in
+the device's memory: a CUDA graph repeats the arguments of a launch, and reads memory anew (graph.py).
+
 Roofline, in bytes per parameter: the norm 4; the update 28 (param, m, v read and written, gradient read), 30 with the bfloat16 copy.
 """
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check, check_same, launch, multiprocessors
+from .launch import check, check_same, check_shape, launch, multiprocessors
+from .reference import adamw_factors
 
 BLOCK = 1024
 SUMS = 1024  # at most this many partial sums, which one program adds
@@ -51,9 +53,12 @@ def clip_kernel(sum_ptr, norm_ptr, coefficient_ptr, G, max_norm, SUMS: tl.conste
 @triton.jit
 def adamw_kernel(
     param_ptr, grad_ptr, m_ptr, v_ptr, coefficient_ptr, copy_ptr,
-    n, lr_hat, keep, beta1_rest, beta2_rest, root_correction, eps,  # keep = 1 - lr * decay, beta_rest = 1 - beta
-    CLIP: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
+    lr_hat, keep, root_correction,            # of adamw_factors: floats, or pointers to them
+    n, beta1_rest, beta2_rest, eps,           # beta_rest = 1 - beta
+    LOAD: tl.constexpr, CLIP: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
 ):
+    if LOAD:
+        lr_hat, keep, root_correction = tl.load(lr_hat), tl.load(keep), tl.load(root_correction)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
     grad = tl.load(grad_ptr + index, inside, other=0.0).to(tl.float32)
@@ -103,13 +108,22 @@ def clip_coefficient(grad, max_norm):
 
 
 def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, coefficient=None, copy=None):
-    """Update param, m, v and copy IN PLACE; grad is only read.
+    """Update param, m, v and copy IN PLACE; grad is only read. See `adamw_update`.
+
+    Args:
+        step:        int             1 for the first update
+        lr:          float           learning rate of this step
+    """
+    adamw_update(param, grad, m, v, adamw_factors(step, lr, beta1, beta2, weight_decay), beta1, beta2, eps, coefficient, copy)
+
+
+def adamw_update(param, grad, m, v, factors, beta1=0.9, beta2=0.95, eps=1e-8, coefficient=None, copy=None):
+    """adamw_step with what changes from step to step made ready by `adamw_factors`, so that it may lie on the device.
 
     Args:
         param, m, v: (n,) float32    parameters that share one weight_decay, as one flat array, and their moments
         grad:        (n,) float
-        step:        int             1 for the first update
-        lr:          float           learning rate of this step
+        factors:     three floats, or (3,) float32 on the device
         coefficient: () float32      optional, on the device: multiplies grad; if it is 0, nothing is written
         copy:        (n,) float      optional: receives the new parameters, rounded to its dtype
 
@@ -122,25 +136,11 @@ def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, wei
     for name in ("param", "m", "v"):
         if given[name].dtype != torch.float32:
             raise ValueError(f"adamw_step: {name} must be float32, got {str(given[name].dtype).removeprefix('torch.')}")
+    if isinstance(factors, Tensor):
+        check("adamw_step", param=param, factors=factors)
+        check_shape("adamw_step", (3,), factors=factors)
     n = len(param)
     launch(adamw_kernel, (triton.cdiv(n, BLOCK),), param, grad, m, v,
            param if coefficient is None else coefficient, param if copy is None else copy,
-           n, lr / (1 - beta1**step), 1 - lr * weight_decay, 1 - beta1, 1 - beta2, math.sqrt(1 - beta2**step), eps,
+           *factors, n, 1 - beta1, 1 - beta2, eps, LOAD=isinstance(factors, Tensor),
            CLIP=coefficient is not None, COPY=copy is not None, BLOCK=BLOCK, num_warps=8)  # 4 numbers, 16 bytes, per thread
-
-
-@torch.library.custom_op("minillama::clip_coefficient", mutates_args=())
-def _clip_coefficient(grad: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
-    return clip_coefficient(grad, max_norm)
-
-
-@torch.library.custom_op("minillama::adamw_step", mutates_args=("param", "m", "v", "copy"))
-def _adamw_step(
-    param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-    coefficient: Tensor | None, copy: Tensor | None,
-) -> None:
-    adamw_step(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay, coefficient, copy)
-
-
-_clip_coefficient.register_fake(lambda grad, max_norm: (grad.new_empty((), dtype=torch.float32), grad.new_empty((), dtype=torch.float32)))
-_adamw_step.register_fake(lambda *arguments: None)

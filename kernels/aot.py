@@ -68,11 +68,12 @@ def _swiglu(N, F, dtype):
 
 
 def _adamw(n, copy):
-    from .adamw import adamw_step, clip_coefficient
+    from .adamw import adamw_update, clip_coefficient
 
     flat = _meta(n, dtype=torch.float32)
     _, coefficient = clip_coefficient(flat, 1.0)
-    adamw_step(flat, flat, flat, flat, 1, 1e-3, coefficient=coefficient, copy=_meta(n) if copy else None)
+    factors = _meta(3, dtype=torch.float32)
+    adamw_update(flat, flat, flat, flat, factors, coefficient=coefficient, copy=_meta(n) if copy else None)
 
 
 def _cross_entropy(N, V, dtype):

@@ -42,8 +42,9 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 # (QUERIES, KEYS, warps, pipeline stages) by class of GPU, kernel, bytes per element, and head_dim rounded up to a power of two. Chosen by
 # compiling ahead of time: no register spills in a loop (where rows are 16-byte aligned), shared memory fits (in 99 KB for sm_80, because
-# some GPUs of that class have no more), on sm_90 the next tiles are copied while one is computed (3 stages; with 2, a wait is for all
-# copies) and ptxas does not serialise the products. None of them was chosen by a timing.
+# some GPUs of that class have no more), the next tiles are copied while one is computed (3 stages; with 2, a wait is for all copies; not
+# in float32, where the products, without tensor cores, are the limit), on sm_90 ptxas does not serialise the products. None was chosen
+# by a timing.
 TILES = {
     "sm_90": {
         ("forward", 2): {128: (128, 128, 8, 3), 64: (128, 128, 8, 3), 32: (128, 128, 8, 3), 16: (128, 128, 8, 3)},
@@ -54,9 +55,9 @@ TILES = {
         ("dkdv", 4): {128: (16, 32, 8, 2), 64: (16, 32, 4, 2), 32: (16, 32, 4, 2), 16: (16, 32, 4, 2)},
     },
     "sm_80": {
-        ("forward", 2): {128: (128, 64, 8, 2), 64: (128, 64, 8, 2), 32: (128, 64, 4, 2), 16: (128, 64, 4, 2)},
-        ("dq", 2): {128: (128, 32, 8, 2), 64: (64, 64, 4, 2), 32: (64, 64, 4, 2), 16: (64, 64, 4, 2)},
-        ("dkdv", 2): {128: (32, 64, 4, 2), 64: (32, 128, 8, 2), 32: (32, 128, 8, 2), 16: (32, 128, 8, 2)},
+        ("forward", 2): {128: (128, 64, 8, 3), 64: (128, 64, 8, 3), 32: (128, 64, 4, 3), 16: (128, 64, 4, 3)},
+        ("dq", 2): {128: (128, 32, 8, 3), 64: (64, 64, 4, 3), 32: (64, 64, 4, 3), 16: (64, 64, 4, 3)},
+        ("dkdv", 2): {128: (32, 64, 4, 3), 64: (32, 128, 8, 3), 32: (32, 128, 8, 3), 16: (32, 128, 8, 3)},
         ("forward", 4): {128: (32, 16, 8, 2), 64: (64, 32, 8, 2), 32: (64, 32, 8, 2), 16: (64, 32, 8, 2)},
         ("dq", 4): {128: (32, 16, 8, 2), 64: (64, 32, 8, 2), 32: (64, 32, 8, 2), 16: (64, 32, 8, 2)},
         ("dkdv", 4): {128: (16, 32, 8, 2), 64: (16, 32, 4, 2), 32: (16, 32, 4, 2), 16: (16, 32, 4, 2)},
@@ -73,7 +74,6 @@ TILES = {
 MASKED = {                                                       # used instead if T or head_dim needs a mask, which takes registers
     ("sm_90", "forward", 2, 128): (128, 64, 8, 3),
     ("sm_90", "dkdv", 2, 128): (32, 128, 8, 3),
-    ("sm_80", "forward", 2, 128): (128, 32, 8, 2),
 }
 
 

@@ -38,9 +38,9 @@ def merged(*weights):
     return first.as_strided((sum(len(weight) for weight in weights), first.shape[1]), (first.shape[1], 1))
 
 
-def _product(dout, x):
-    """Gradient of a weight: (N, Dout), (N, Din) -> (Dout, Din)."""
-    return dout.flatten(0, -2).t() @ x.flatten(0, -2)
+def products(names, dout, x):
+    """Gradients by name of weights that multiply the same input: their rows of (N, Dout)^T (N, Din)."""
+    return dict(zip(names, (dout.flatten(0, -2).t() @ x.flatten(0, -2)).chunk(len(names))))
 
 
 def block_forward(x, params, cos, sin, config, attention="triton"):
@@ -66,6 +66,7 @@ def block_forward(x, params, cos, sin, config, attention="triton"):
     check_shape("block_forward", (config.dim, config.dim), **{name: params[name] for name in ("wq", "wk", "wv", "wo")})
     check_shape("block_forward", (config.hidden_dim, config.dim), w1=params["w1"], w3=params["w3"])
     check_shape("block_forward", (config.dim, config.hidden_dim), w2=params["w2"])
+    attention = attention if x.shape[1] > 1 else "triton"        # cuDNN does not cover a single position
     H, heads = config.n_heads, (*x.shape[:2], 3 * config.n_heads, config.head_dim)
 
     n, _ = rmsnorm_forward(x, params["attention_norm"], config.norm_eps)
@@ -92,14 +93,17 @@ def _attend(qkv, attention):
     return sdpa_forward(*qkv, attention)
 
 
-def block_backward(dout, cache):
+def block_backward(dout, cache, products=products):
     """Gradients of block_forward: its lines in reverse order, with n, m and the product of gate and up computed again.
 
     The two residual additions are fused into the norms' backwards: dh = dout + (through ffn_norm), dx = dh + (through attention_norm).
 
+    Args:
+        products: function    of a caller that takes the gradients of the matrices itself, to add them to a sum where they are computed
+
     Returns:
         dx:    (B, T, D) like x
-        grads: dict with the keys of params; wq, wk, wv are parts of one array, and so are w1, w3
+        grads: dict with the keys of params; wq, wk, wv are parts of one array, and so are w1, w3. Without those that `products` kept
     """
     (x, qkv, a, h, gate_up, *lse), (graph, params, cos, sin, config, attention) = cache
     H, grads = config.n_heads, {}
@@ -107,13 +111,13 @@ def block_backward(dout, cache):
     df = dout @ params["w2"]
     f, dgate_up = torch.empty_like(df), torch.empty_like(gate_up)  # (B, T, F), (B, T, 2F)
     swiglu_backward(df, gate_up.chunk(2, -1), out=dgate_up, product=f)
-    grads["w2"] = _product(dout, f)
+    grads |= products(("w2",), dout, f)
     m, ffn_norm = rmsnorm_forward(h, params["ffn_norm"], config.norm_eps)
-    grads["w1"], grads["w3"] = _product(dgate_up, m).chunk(2)
+    grads |= products(("w1", "w3"), dgate_up, m)
     dh, grads["ffn_norm"] = add_rmsnorm_backward(dgate_up @ merged(params["w1"], params["w3"]), dout, ffn_norm)
 
     da = (dh @ params["wo"]).view(*x.shape[:2], H, config.head_dim)
-    grads["wo"] = _product(dh, a)
+    grads |= products(("wo",), dh, a)
     dqkv = torch.empty_like(qkv)                                 # (B, T, 3H, Dh)
     if attention == "triton":
         attention_backward(da, (*qkv.split(H, 2), a.view(da.shape), *lse), out=dqkv.split(H, 2))
@@ -122,32 +126,33 @@ def block_backward(dout, cache):
     rope_backward(dqkv[:, :, :2 * H], (cos, sin), out=dqkv[:, :, :2 * H])
     dqkv = dqkv.flatten(2)                                       # (B, T, 3D)
     n, attention_norm = rmsnorm_forward(x, params["attention_norm"], config.norm_eps)
-    grads["wq"], grads["wk"], grads["wv"] = _product(dqkv, n).chunk(3)
+    grads |= products(("wq", "wk", "wv"), dqkv, n)
     dn = dqkv @ merged(params["wq"], params["wk"], params["wv"])
     dx, grads["attention_norm"] = add_rmsnorm_backward(dn, dh, attention_norm)
     return dx, grads
 
 
 class Block(torch.autograd.Function):
-    """The pair as one node of autograd. Inputs: x, cos, sin, config, attention, then the 9 weights in the order of BLOCK_NAMES."""
+    """The pair as one node of autograd. Inputs: x, cos, sin, config, attention, products, then the 9 weights in the order of
+    BLOCK_NAMES."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin, config, attention, *weights):
+    def forward(ctx, x, cos, sin, config, attention, products, *weights):
         params = dict(zip(BLOCK_NAMES, weights, strict=True))
-        out, (kept, (graph, *_)) = block_forward(x, params, cos, sin, config, attention)
+        out, (kept, (graph, *_, attention)) = block_forward(x, params, cos, sin, config, attention)
         ctx.save_for_backward(cos, sin, *weights, *kept)
-        ctx.rest = graph, config, attention
+        ctx.rest = graph, config, attention, products
         return out
 
     @staticmethod
     def backward(ctx, dout):
         cos, sin, *saved = ctx.saved_tensors
         weights, kept = saved[:len(BLOCK_NAMES)], saved[len(BLOCK_NAMES):]
-        graph, config, attention = ctx.rest
-        dx, grads = block_backward(dout, (kept, (graph, dict(zip(BLOCK_NAMES, weights)), cos, sin, config, attention)))
-        return dx, None, None, None, None, *(grads[name] for name in BLOCK_NAMES)
+        graph, config, attention, products = ctx.rest
+        dx, grads = block_backward(dout, (kept, (graph, dict(zip(BLOCK_NAMES, weights)), cos, sin, config, attention)), products)
+        return dx, None, None, None, None, None, *(grads.get(name) for name in BLOCK_NAMES)
 
 
-def block(x, params, cos, sin, config, attention="triton"):
+def block(x, params, cos, sin, config, attention="triton", products=products):
     """block_forward with autograd: (B, T, D) -> (B, T, D). params: the 9 tensors of a layer under their short names."""
-    return Block.apply(x, cos, sin, config, attention, *(params[name] for name in BLOCK_NAMES))
+    return Block.apply(x, cos, sin, config, attention, products, *(params[name] for name in BLOCK_NAMES))

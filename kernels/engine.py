@@ -7,7 +7,9 @@ optimiser writes in the same pass that updates the float32 ones [Micikevicius et
 import importlib.util
 import math
 from contextlib import contextmanager
+from functools import partial
 
+import numpy as np
 import torch
 
 from minillama import machine
@@ -18,6 +20,7 @@ from minillama.nn import IGNORE, init_params, param_shapes
 from minillama.nn.model import check_tokens
 
 from . import reference
+from .graph import Graphs
 from .interpreter import interpreted
 from .model import KVCache, Llama
 
@@ -118,18 +121,20 @@ class TorchEngine:
     device:    "cuda", "cuda:1", "mps", "cpu"; None takes the first of these kinds that this machine has
     dtype:     "float32" or "bfloat16", of the parameters the model computes with and of its activations; None is bfloat16 on CUDA.
                An engine that only infers may have "float16"
-    attention: "triton", "cudnn" or "flash": what computes it in the Triton block
+    attention: "triton", "cudnn" or "flash": what computes it in the Triton block; None is sdpa.default_backend's choice
+    graphs:    False queues the kernels of a step one by one, on a GPU too, where they are otherwise recorded (graph.py)
 
     A step waits for the device once, when all its work is queued: whether the gradient is finite is decided on the device
-    (`clip_coefficient`).
+    (`clip_coefficient`). All that changes from step to step is copied there, to tensors that stay where they are.
     """
 
     def __init__(self, model_config, train_config=None, params=None, threads=None, device=None, kernels="reference", dtype=None,
-                 attention="triton"):
+                 attention=None, graphs=None):
         """Without train_config the engine cannot train; without params it starts from fresh ones."""
         self.device, self.dtype = resolve(kernels, device, dtype, train_config is not None)
         self.name = "torch" if kernels == "reference" else "triton"
         self.config, self.recipe, self.step = model_config, train_config, 0
+        self.attention = attention or (self._default_attention() if kernels == "triton" else "triton")
         if self.device.type == "cpu":
             torch.set_num_threads(threads or machine.default_threads())
         if params is None:
@@ -142,19 +147,34 @@ class TorchEngine:
             if train_config:
                 self._grads, self._m, self._v = (Arena(shapes, torch.float32, self.device) for _ in range(3))
         self._set_params(params)
-        self.model = Llama(model_config, kernels, attention, params=(self._rounded or self._params).views)
+        self.model = Llama(model_config, kernels, self.attention, params=(self._rounded or self._params).views)
         self.model.requires_grad_(train_config is not None)
+        cuda = self.device.type == "cuda"
+        self._graphs = Graphs(self.device) if train_config and cuda and graphs is not False else None
         if train_config:
             self._optim = reference if kernels == "reference" else importlib.import_module(".adamw", __package__)
-            self._received = set()                               # names of the gradients this step has so far
+            self._batches = {}                                   # (B, T) -> tokens and targets of a micro-batch: (2, B, T) int64
+            self._share, self._loss = (torch.zeros((), device=self.device) for _ in range(2))
+            self._factors = torch.zeros(2, 3, device=self.device)  # of AdamW: of the matrices, of the norm gains
+            self._result = torch.zeros(2, device=self.device)    # loss, norm
+            self._first = True                                   # of a step's micro-batches
             for name, parameter in self.model.named_parameters():
                 parameter.register_post_accumulate_grad_hook(self._receive(name))
+            if self.name == "triton" and cuda:
+                self._sum_in_products()
 
     @property
     def about(self):
         """The engine, its device and its dtype, in words."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        return f"{self.name} on {self.device} ({where}), {str(self.dtype).removeprefix('torch.')}"
+        attention = f", attention {self.attention}" if self.name == "triton" else ""
+        graphs = ", CUDA graphs" if self._graphs else ""
+        return f"{self.name} on {self.device} ({where}), {str(self.dtype).removeprefix('torch.')}{attention}{graphs}"
+
+    def _default_attention(self):
+        from .sdpa import default_backend
+
+        return default_backend(torch.empty(1, 128, self.config.n_heads, self.config.head_dim, dtype=self.dtype, device=self.device))
 
     def _set_params(self, arrays):
         self._params.fill(arrays)
@@ -166,17 +186,38 @@ class TorchEngine:
         arena and frees it: summing micro-batches in bfloat16 would lose what is small beside the sum, and the gradients
         of the layers above need not stay while those below are computed."""
         def hook(parameter):
+            if parameter.grad is None:                           # the product has added it already
+                return
             total = self._grads.views[name]
-            (total.add_ if name in self._received else total.copy_)(parameter.grad)
-            self._received.add(name)
+            (total.copy_ if self._first else total.add_)(parameter.grad)
             parameter.grad = None
 
         return hook
 
+    def _sum_in_products(self):
+        """Let the layers' matrix products write their float32 sums into the arena themselves. A bfloat16 gradient that is written, read
+        and added afterwards moves 12 bytes per parameter, and 8 if it begins the sum; this moves 8 and 4, and does not round first."""
+        from .block import merged
+        from .linear_cross_entropy import add_outer
+
+        def products(layer, names, dout, x):
+            total = merged(*(self._grads.views[f"layers.{layer}.{name}"] for name in names))
+            add_outer(total, dout.flatten(0, -2), x.flatten(0, -2), self._first)
+            return {}
+
+        for i, layer in enumerate(self.model.layers):
+            layer.block = partial(layer.block, products=partial(products, i))
+
+    def _host(self, values, dtype=torch.int64):
+        """A tensor of values for the device. From pinned memory the copy does not wait for work that is queued there."""
+        return torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def _send(self, buffer, values):
+        buffer.copy_(self._host(values, buffer.dtype), non_blocking=self.device.type == "cuda")
+
     def _tensor(self, array):
-        """(B, T) integers on the device. From pinned memory the copy does not wait for work that is queued there."""
-        cuda = self.device.type == "cuda"
-        return torch.tensor(array, dtype=torch.int64, pin_memory=cuda).to(self.device, non_blocking=cuda)
+        """(B, T) integers on the device."""
+        return self._host(array).to(self.device, non_blocking=self.device.type == "cuda")
 
     def train_step(self, batches, lr):
         if type(self.model) is not Llama:
@@ -185,32 +226,53 @@ class TorchEngine:
         for tokens, _ in batches:
             check_tokens(tokens, self.config)
         scored = [int((targets != IGNORE).sum()) for _, targets in batches]
+        r, first = self.recipe, True
         with self._explained_batch(batches):
-            self._received.clear()
-            loss = torch.zeros((), device=self.device)
             for (tokens, targets), count in zip(batches, scored):
-                part = self.model(self._tensor(tokens), self._tensor(targets)) * (count / max(sum(scored), 1))
-                part.backward()
-                loss += part.detach()
-                del part                                         # and its graph, with which PyTorch's attention keeps q, k, v and out
-            for name in self._grads.views.keys() - self._received:
-                self._grads.views[name].zero_()
-            norm, coefficient = self._optim.clip_coefficient(self._grads.flat, self.recipe.grad_clip)
-            self._update(torch.where(loss.isfinite(), coefficient, 0), lr)
-            loss, norm = torch.stack((loss, norm)).tolist()      # the one line that waits for the device
+                shape = tuple(tokens.shape)
+                if shape not in self._batches:
+                    self._batches[shape] = torch.zeros(2, *shape, dtype=torch.int64, device=self.device)
+                self._send(self._batches[shape], np.stack((tokens, targets)))
+                self._send(self._share, count / max(sum(scored), 1))
+                self._run((shape, first), partial(self._micro_batch, self._batches[shape], first))
+                first = False
+            decays = r.weight_decay, 0.0                         # of the matrices, of the norm gains
+            self._send(self._factors, [reference.adamw_factors(self.step + 1, lr, r.beta1, r.beta2, decay) for decay in decays])
+            self._run("update", self._update)
+            loss, norm = self._result.tolist()                   # the one line that waits for the device
         if not math.isfinite(loss + norm):
             params, grads = self._params.views, self._grads.views
             raise Diverged(diagnosis(self.step + 1, loss, norm, params, grads, lambda tensor: bool(tensor.isfinite().all())))
         self.step += 1
         return StepResult(loss, norm)
 
-    def _update(self, coefficient, lr):
-        """AdamW on the matrices, which decay, and on the norm gains, which do not."""
+    def _run(self, key, function):
+        if self._graphs:
+            self._graphs.run(key, function)
+        else:
+            function()
+
+    def _micro_batch(self, batch, first):
+        """Forward and backward of tokens and targets (2, B, T): begins the sums of the loss and of the gradients, or adds to them."""
+        self._first = first
+        loss = self.model(*batch) * self._share
+        loss.backward()
+        (self._loss.copy_ if first else self._loss.add_)(loss.detach())
+
+    def _update(self):
+        """Clipping, and AdamW on the matrices, which decay, and on the norm gains, which do not. If the loss or the norm is not finite
+        the coefficient is 0, and nothing changes."""
         r, n = self.recipe, self._params.matrices
-        for part, decay in ((slice(0, n), r.weight_decay), (slice(n, None), 0.0)):
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                self._grads.views[name].zero_()
+        norm, coefficient = self._optim.clip_coefficient(self._grads.flat, r.grad_clip)
+        coefficient = torch.where(self._loss.isfinite(), coefficient, 0)
+        for part, factors in zip((slice(0, n), slice(n, None)), self._factors):
             tensors = (arena.flat[part] for arena in (self._params, self._grads, self._m, self._v))
             copy = self._rounded.flat[part] if self._rounded else None
-            self._optim.adamw_step(*tensors, self.step + 1, lr, r.beta1, r.beta2, r.eps, decay, coefficient, copy)
+            self._optim.adamw_update(*tensors, factors, r.beta1, r.beta2, r.eps, coefficient, copy)
+        torch.stack((self._loss, norm), out=self._result)
 
     @torch.inference_mode()
     def loss(self, tokens, targets):

@@ -52,7 +52,7 @@ def _chunk(N, V, itemsize):
     return min(most, triton.cdiv(chunk, 128) * 128)
 
 
-def _add_outer(total, dlogits, x, first):
+def add_outer(total, dlogits, x, first):
     """total (V, D) float32 = or += dlogits.T @ x, multiplied in their dtype and summed in float32."""
     if x.device.type != "cuda" and x.dtype != torch.float32:
         dlogits, x = dlogits.float(), x.float()                  # out_dtype= exists on GPUs only
@@ -109,7 +109,7 @@ def linear_cross_entropy_forward(x, weight, targets, chunk=None, gradients=True)
             continue
         nats[here] = cross_entropy_(logits, flat_targets[here], scale)
         torch.mm(logits, weight, out=dx.view(N, D)[here])        # logits are dlogits now
-        _add_outer(dweight, logits, flat[here], first=start == 0)
+        add_outer(dweight, logits, flat[here], first=start == 0)
     return mean_nats(nats, scale), (dx, dweight, weight.dtype) if gradients else None
 
 

@@ -95,21 +95,33 @@ def clip_coefficient(grad, max_norm):
     return norm, torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1), 0)
 
 
-@torch.no_grad()
-def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, coefficient=None, copy=None):
-    """minillama.optim.adamw_step on flat float32 tensors: updates param, m and v IN PLACE.
+def adamw_factors(step, lr, beta1, beta2, weight_decay):
+    """What the step and its learning rate make of an update: lr / (1 - beta1^step), 1 - lr weight_decay, sqrt(1 - beta2^step)."""
+    return lr / (1 - beta1**step), 1 - lr * weight_decay, math.sqrt(1 - beta2**step)
 
+
+def adamw_step(param, grad, m, v, step, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, coefficient=None, copy=None):
+    """minillama.optim.adamw_step on flat float32 tensors: updates param, m and v IN PLACE. See `adamw_update`."""
+    adamw_update(param, grad, m, v, adamw_factors(step, lr, beta1, beta2, weight_decay), beta1, beta2, eps, coefficient, copy)
+
+
+@torch.no_grad()
+def adamw_update(param, grad, m, v, factors, beta1=0.9, beta2=0.95, eps=1e-8, coefficient=None, copy=None):
+    """adamw_step with what changes from step to step made ready by `adamw_factors`, so that it may lie on the device.
+
+    factors:     three floats, or (3,) float32 on the device
     coefficient: 0-dim float32 tensor    multiplies grad (`clip_coefficient`); if it is 0, param, m and v stay as they are
     copy:        flat tensor             of a lower precision: receives the new parameters, rounded
     """
+    lr_hat, keep, root_correction = factors
     live = 1.0
     if coefficient is not None:
         live = (coefficient > 0).float()                         # 0 or 1: a factor of every change below
         grad = torch.where(coefficient > 0, coefficient * grad, 0)  # a product alone would keep a NaN
     m += live * (1 - beta1) * (grad - m)
     v += live * (1 - beta2) * (grad * grad - v)
-    update = m / (v.sqrt() / math.sqrt(1 - beta2**step) + eps)
-    param *= 1 - live * (lr * weight_decay)
-    param -= live * (lr / (1 - beta1**step)) * update
+    update = m / (v.sqrt() / root_correction + eps)
+    param *= 1 - live * (1 - keep)
+    param -= live * lr_hat * update
     if copy is not None:
         copy.copy_(param)

@@ -8,14 +8,34 @@ The back end is fixed: if it does not cover the input, PyTorch raises an error i
 never a mask. The backwards of PyTorch's back ends may sum in an order that changes from run to run.
 """
 import torch
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from minillama.config import ATTENTIONS
 
 from .attention import attention_backward, attention_forward
+from .launch import architecture
 
 PINNED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+
+def default_backend(q):
+    """The back end that a layer uses if nobody chose: "cudnn" on the GPUs it is written for, H100, H200 and B200, else "triton".
+
+    No timing on this project's kernels decided it. Published ones did: on such a GPU cuDNN's attention does what no kernel in Triton
+    has been seen to do, the exponentials of one tile while the tensor cores multiply another. "triton" stays one flag away.
+
+    Args:
+        q: (B, T, H, Dh)    T > 1, on the device and of the dtype that the layer computes with; its values are not read
+
+    PyTorch is asked whether its cuDNN covers q: a build may have none, an old one stops at head_dim 128, and none computes in float32.
+    """
+    if q.device.type != "cuda" or architecture(q) != "sm_90":
+        return "triton"
+    q = q.transpose(1, 2)                                        # (B, H, T, Dh)
+    with torch.cuda.device(q.device):                            # PyTorch looks at the current one
+        return "cudnn" if can_use_cudnn_attention(SDPAParams(q, q, q, None, 0.0, True, False)) else "triton"
 
 
 def sdpa_forward(q, k, v, backend):

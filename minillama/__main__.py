@@ -146,7 +146,10 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
     engine.add_argument("--device", metavar="NAME", help="of torch and triton: cpu, mps, cuda, cuda:1 ... (default: a GPU if there is one)")
     engine.add_argument("--dtype", choices=TRAIN_DTYPES,
                         help="of torch and triton, to compute in; the weights learned are float32 (default bfloat16 on CUDA)")
-    engine.add_argument("--attention", choices=ATTENTIONS, help="of triton: what computes attention (default triton)")
+    engine.add_argument("--attention", choices=ATTENTIONS,
+                        help="of triton: what computes attention (default: cudnn on an H100, H200 or B200, else triton)")
+    engine.add_argument("--no-graphs", dest="graphs", action="store_const", const=False,
+                        help="of torch and triton on CUDA: queue every kernel of a step, instead of replaying recorded ones (CUDA graphs)")
     _add_config_flags(parser.add_argument_group("recipe"), TrainConfig)
     _add_config_flags(parser.add_argument_group("shape"), ModelConfig, skip=("vocab_size",))
     parser.set_defaults(command=_train)
@@ -165,7 +168,7 @@ def _train(arguments):
               "train": {key: given[key] for key in TRAIN_KEYS if key in given}}
     asked = merged(read_toml(arguments.config) if arguments.config else {}, flags)
     out = arguments.out or _default_out(asked, arguments.resume)
-    engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention)
+    engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention, arguments.graphs)
     request = read_request(out, asked, engine, arguments.resume, arguments.keep_optimizer)
     check_memory(request.config, request.engine)
     with Console() as console:

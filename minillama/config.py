@@ -72,12 +72,14 @@ class EngineConfig:
     device:    of torch and triton: cpu, mps, cuda, cuda:1 ...
     dtype:     of torch and triton: one of TRAIN_DTYPES; to infer only, also float16
     attention: of triton: one of ATTENTIONS
+    graphs:    of torch and triton on CUDA: False queues every kernel of a step one by one
     """
 
     name: str = "auto"
     device: str | None = None
     dtype: str | None = None
     attention: str | None = None
+    graphs: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,12 @@ def resolve_engine(engine):
         value = getattr(engine, flag)
         if value is not None and name not in engines:
             raise InputError(f"--{flag} {value} is for the engine {' or '.join(engines)}, and the engine is {name}")
+    device = None
     if name != "numpy":
-        _torch_engine(name).resolve(KERNELS[name], engine.device, engine.dtype)
+        device, _ = _torch_engine(name).resolve(KERNELS[name], engine.device, engine.dtype)
+    if engine.graphs is not None and (device is None or device.type != "cuda"):
+        raise InputError("--no-graphs is for the engines torch and triton on a CUDA GPU, and the engine is "
+                         f"{name}{'' if device is None else f' on {device}'}")
     return replace(engine, name=name)
 
 
@@ -84,5 +88,5 @@ def make_engine(engine, model_config, train_config=None, params=None, threads=No
     engine = resolve_engine(engine)
     if engine.name == "numpy":
         return NumpyEngine(model_config, train_config, params, threads, batch_splits)
-    options = {key: value for key in ("device", "dtype", "attention") if (value := getattr(engine, key)) is not None}
+    options = {key: value for key in ("device", "dtype", "attention", "graphs") if (value := getattr(engine, key)) is not None}
     return _torch_engine(engine.name).TorchEngine(model_config, train_config, params, threads, kernels=KERNELS[engine.name], **options)

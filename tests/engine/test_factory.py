@@ -1,6 +1,7 @@
 """The factory of engines: what `auto` takes, what each engine needs, and whether a driver has a GPU."""
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,22 @@ def test_numpy_takes_no_device(tiny):
             make_engine(EngineConfig("numpy", **{flag: value}), tiny)
     with pytest.raises(InputError, match="--attention flash is for the engine triton, and the engine is torch"):
         make_engine(EngineConfig("torch", attention="flash"), tiny)
+
+
+def test_graphs_are_for_cuda(tiny, no_gpu):
+    for name, where in (("numpy", "numpy"), ("torch", "torch on cpu")):
+        with pytest.raises(InputError, match=f"--no-graphs is for the engines torch and triton on a CUDA GPU, and the engine is {where}$"):
+            make_engine(EngineConfig(name, graphs=False), tiny)
+
+
+def test_graphs_reach_the_engine(tiny, monkeypatch):
+    """As on a CUDA GPU: what was asked for is handed on, and nothing where nothing was."""
+    given = []
+    engines = SimpleNamespace(resolve=lambda *asked: (torch.device("cuda"), None), TorchEngine=lambda *_, **options: given.append(options))
+    monkeypatch.setattr(factory, "_torch_engine", lambda name: engines)
+    for graphs in (None, False):
+        make_engine(EngineConfig("torch", graphs=graphs), tiny)
+    assert given == [{"kernels": "reference"}, {"kernels": "reference", "graphs": False}]
 
 
 class Driver:

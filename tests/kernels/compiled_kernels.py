@@ -11,11 +11,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from kernels import aot
 from kernels.sass import instructions, look
 
+ATTENTION = {"attention_forward_kernel", "attention_dq_kernel", "attention_dkdv_kernel"}
 EXAMPLES = {                                                     # example -> kernels
     "rmsnorm D=1024": (lambda: aot._rmsnorm(16384, 1024, torch.bfloat16), {"rmsnorm_backward_kernel"}),
     "rmsnorm D=4096": (lambda: aot._rmsnorm(16384, 4096, torch.bfloat16), {"rmsnorm_forward_kernel", "rmsnorm_backward_kernel"}),
     "rmsnorm D=8192": (lambda: aot._rmsnorm(16384, 8192, torch.bfloat16), {"rmsnorm_backward_kernel"}),
     "adamw": (lambda: aot._adamw(2**30, True), {"adamw_kernel"}),
+} | {                                                            # the others are compiled for sm_90
+    f"attention T={T} Dh={Dh} sm_80": (lambda T=T, Dh=Dh: aot._attention(8, T, 8, Dh, torch.bfloat16), ATTENTION)
+    for T, Dh in ((2048, 128), (2047, 128), (2048, 64))
 }
 
 
@@ -36,9 +40,10 @@ def spilling():
 if __name__ == "__main__":
     for name, (example, wanted) in (EXAMPLES | {"spilling": (spilling, {"spilling_kernel"})}).items():
         aot.EXAMPLES[name] = example
-        for call in aot.launches(name):
+        target = "sm_80" if name.endswith("sm_80") else "sm_90"
+        for call in aot.launches(name, target):
             if call.kernel.__name__ in wanted:
-                binary = aot.machine_code(call, "sm_90")
+                binary = aot.machine_code(call, target)
                 names = [name for _, name, _ in instructions(binary.asm["cubin"])[0] if name in ("LDG", "BAR")]
                 late = names[names.index("BAR"):].count("LDG") if "BAR" in names else 0  # loads after the first barrier
                 row = {"late": late, "example": name, "kernel": call.kernel.__name__, "residual": call.options.get("RESIDUAL", False),

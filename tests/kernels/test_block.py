@@ -54,6 +54,17 @@ def test_pytorchs_attention_in_its_place(attention, dtype):
     check_pair(*pairs(CONFIG, 65, attention), arrays(CONFIG, 2, 65), dtype, GRADIENTS)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:] if DEVICE.type == "cuda" else DTYPES[:1])
+def test_a_single_position_is_ours(dtype):
+    """cuDNN covers none, and needs a GPU besides: both directions run without it. As one node of autograd, too."""
+    check_pair(*pairs(CONFIG, 1, "cudnn"), arrays(CONFIG, 2, 1), dtype, GRADIENTS)
+    x, *weights = (tensor.requires_grad_() for tensor in tensors(arrays(CONFIG, 2, 1), dtype))
+    cos, sin = (torch.from_numpy(table).to(DEVICE) for table in nn.rope_tables(1, CONFIG.head_dim))
+    ours, theirs = (torch.autograd.grad(block(x, dict(zip(BLOCK_NAMES, weights)), cos, sin, CONFIG, attention).sum(), (x, *weights))
+                    for attention in ("triton", "cudnn"))
+    assert all(map(torch.equal, ours, theirs))
+
+
 def test_gradient_in_any_layout():
     check_pair(*pairs(CONFIG, 5), arrays(CONFIG, 3, 5), torch.float32, GRADIENTS,
                dout=lambda dout: dout.transpose(0, 1).contiguous().transpose(0, 1))

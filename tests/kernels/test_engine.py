@@ -221,8 +221,7 @@ def test_bfloat16_micro_batches_are_summed_in_float32(tiny):
     """A gradient 1000 times smaller than the sum so far would vanish in a bfloat16 sum, which has 8 bits."""
     engine = on_cpu(tiny, dtype="bfloat16")
     large, small = torch.ones(11, 12, dtype=torch.bfloat16), torch.full((11, 12), 2.0**-10, dtype=torch.bfloat16)
-    engine._received.clear()
-    for grad in (large, small):
+    for engine._first, grad in ((True, large), (False, small)):
         (engine.model.output * grad).sum().backward()
     assert (engine._grads.views["output"] == 1 + 2.0**-10).all()
 
@@ -284,6 +283,25 @@ def test_triton_follows_numpy():
     follow(engine, SMALL_MODEL, TWIN_RUN)
 
 
+def test_products_may_sum_the_gradients_themselves():
+    """As on a GPU: the sums of the layers' matrices are those of the hooks, which then receive none of these gradients."""
+    need_triton()
+    hooks, products = (TorchEngine(SMALL_MODEL, RECIPE, threads=1, kernels="triton", dtype="float32", graphs=False) for _ in range(2))
+    for layer in hooks.model.layers:
+        layer.block = getattr(layer.block, "func", layer.block)  # on a GPU the engine has given its `products`
+    if products.device.type == "cpu":
+        products._sum_in_products()
+    received = []
+    for name, parameter in products.model.named_parameters():
+        parameter.register_hook(lambda grad, name=name: received.append(name) if grad is not None else None)
+        products._grads.views[name].fill_(math.nan)              # what was there before the step is not read
+    whole = split(batch(SMALL_MODEL, 3, 20), 1)
+    for engine in (hooks, products):
+        engine.train_step(whole, 1e-2)
+    assert_close({name: view.cpu().numpy() for name, view in products._grads.views.items()}, hooks._grads.numpy(), ACCUMULATION_FLOAT32)
+    assert {*received} == {name for name, view in products._grads.views.items() if view.ndim == 1 or not name.startswith("layers")}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype, tolerance", [("float32", TWIN_RUN), ("bfloat16", TWIN_RUN_BFLOAT16)])
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
@@ -297,7 +315,8 @@ def test_a_gpu_follows_numpy(kernels, dtype, tolerance):
 def test_a_step_waits_for_a_gpu_once():
     engine = TorchEngine(SMALL_MODEL, RECIPE, device="cuda")
     whole = batch(SMALL_MODEL, 3, 20)
-    engine.train_step(split(whole, 1), 1e-2)
+    for _ in range(2):                                           # the warm-up, and the captures
+        engine.train_step(split(whole, 1), 1e-2)
     with waiting("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as seen:
         engine.train_step(split(whole, 1), 1e-2)
     assert len(seen) == 1
@@ -310,7 +329,7 @@ def test_pytorchs_attention_keeps_nothing_beyond_its_micro_batch(attention, monk
     from kernels import block
 
     engine = TorchEngine(SMALL_MODEL, RECIPE, threads=1, kernels="triton", attention=attention)  # bfloat16 on CUDA, as its back ends want
-    kept, alive, forward, make, clip = [], [], block.sdpa_forward, engine._tensor, engine._optim.clip_coefficient
+    kept, alive, forward, make, clip = [], [], block.sdpa_forward, engine._send, engine._optim.clip_coefficient
 
     def spied(*arguments):
         out, (backend, (inputs, attended)) = forward(*arguments)
@@ -321,11 +340,11 @@ def test_pytorchs_attention_keeps_nothing_beyond_its_micro_batch(attention, monk
         return lambda *arguments: (alive.append(sum(ref() is not None for ref in kept)), function(*arguments))[1]
 
     monkeypatch.setattr(block, "sdpa_forward", spied)
-    monkeypatch.setattr(engine, "_tensor", count(make))
+    monkeypatch.setattr(engine, "_send", count(make))
     monkeypatch.setattr(engine._optim, "clip_coefficient", count(clip))
     engine.train_step(split(batch(SMALL_MODEL, 3, 20), 1, 2), 1e-2)
     assert len(kept) == 3 * SMALL_MODEL.n_layers * 4
-    assert alive == [0] * 7                                      # tokens and targets of three micro-batches, and the clipping
+    assert alive == [0] * 8                                      # batch and share of three micro-batches, AdamW's factors, and the clipping
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel])

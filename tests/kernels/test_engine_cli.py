@@ -75,6 +75,8 @@ BAD_FLAGS = {
     "a device for numpy": (["--engine", "numpy", "--device", "cpu"], r"--device cpu is for the engine torch or triton, .* is numpy"),
     "a dtype for numpy": (["--engine", "numpy", "--dtype", "bfloat16"], r"--dtype bfloat16 is for the engine torch or triton"),
     "attention for torch": (["--engine", "torch", "--attention", "cudnn"], r"--attention cudnn is for the engine triton, .* is torch"),
+    "graphs for numpy": (["--engine", "numpy", "--no-graphs"], r"--no-graphs is for the engines torch and triton on a CUDA GPU, .* numpy"),
+    "graphs without CUDA": ([*TORCH, "--no-graphs"], r"--no-graphs is for the engines torch and triton on a CUDA GPU, .* torch on cpu"),
 }
 
 
