@@ -1,4 +1,5 @@
-"""What single kernels must be for an H100 (sm_90), attention for an A100 (sm_80) too, read from their machine code. What holds for every kernel is in test_aot.py."""
+"""What single kernels must be for an H100 (sm_90), and attention for an A100 (sm_80), too: read from their machine code. What holds for
+every kernel is in test_aot.py."""
 import json
 import os
 import subprocess
