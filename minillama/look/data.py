@@ -8,13 +8,13 @@ more. All losses, costs and influences are in nats; T is the number of tokens wi
     context                           most tokens of a text
     text, source, unit                source: of the built-in corpus, where only one fits
     tokens                            T of {id, piece, text, bytes, loss, known, options}; clash: true where the grammar excludes the token.
-                                      loss is null for <s>; known and options where the grammar says nothing
+                                      loss is null for <s>; known and options where nothing is known (known.py)
     mean                              {loss, known} of a token; known is null unless all tokens are
-    expected                          T lists of the likeliest [id, piece, probability, P by the grammar | null], the likeliest first
+    expected                          T lists of the likeliest [id, piece, probability, probability as known | null]
     entropy                           T: of the whole distribution
     temperature                       {grid, log_sum: T x grid, ln sum p^(1/temperature)} | null where the vocabulary is too large
     attention, attention_shape        base64 of uint8 (L, H, T, T), round(255 p) | null where too large
-    lens                              {top: (L + 1) x T [piece, probability], target_p: (L + 1) x T, of the true next token; null at the end}
+    lens                              {top: (L + 1) x T [piece, probability], target_p: (L + 1) x T, of the true next; null at the end}
     contributions                     {names: 2L + 1, target: (T - 1) x (2L + 1) parts of the true next token's logit, logit: T - 1}
     ablation                          (L * H) x T changes of loss with that head off, layer by layer | null where it would take too long
     influence                         T rows, [t][s] for s < t: what embedding s is worth to token t | null where it was not asked for
@@ -36,11 +36,12 @@ from ..nn import count_params
 from ..run.checkpoint import finished, load_params
 from ..run.folder import check_fingerprints, holds_run, load
 from ..text import corpus
-from ..text.model_file import BYTE, CONTROL, SPACE, UNKNOWN
+from ..text.model_file import BYTE
 from . import inside
-from .known import Known, measured_prior
+from .known import Reader
 
 LIKELIEST = 10
+OPTIONS = 64  # at most, of a token
 DOCUMENT = 256  # tokens of a document that is shown, if the context is longer
 MAX_MAPS = 1 << 23  # numbers in all attention maps
 MAX_PIECES = 4096  # of a vocabulary that is in the view
@@ -65,8 +66,8 @@ class Session:
         self.run, self.tokenizer, self.config = trained.config, trained.tokenizer, trained.config.model
         self.newest = f"step-{trained.step:06d}" if holds_run(self.path) else None
         self._loaded = {self.newest: dict(trained.params.items())}
-        builtin = trained.has_text and not self.run.data
-        self.prior = measured_prior(self.tokenizer) if builtin else None  # None: no grammar is known
+        builtin = trained.has_text and not self.run.data and self.tokenizer.may_cut("a", " ")
+        self.reader = Reader(self.tokenizer) if builtin else None  # None: nothing is known of the text
         self.sources = list(corpus.SOURCES) if builtin else [Path(name).stem for name in self.run.data] if trained.has_text else []
         self._others = {}
         self.max_text_bytes = 64 * self.config.max_seq_len       # no more can fit the context, but for a very long piece
@@ -128,10 +129,9 @@ class Session:
         tokens, off = self.encode(text), self._heads(off)
         params = inside.without_heads(self.params(checkpoint), self.config, off)
         run = self._forward(tokens, params)
-        parts = token_bytes(self.tokenizer, tokens)
-        known = Known(b"".join(parts), self.prior) if self.prior else None
         losses = inside.losses(run.logits, tokens)
-        rows, T, config = self._tokens(tokens, parts, losses, known), len(tokens), self.config
+        known = self.reader.expect(tokens.tolist()) if self.reader else [None] * len(tokens)
+        rows, T, config = self._tokens(tokens, losses, known), len(tokens), self.config
         costs = [row["known"] for row in rows[1:]]
         forward_flops, n_heads = 2 * count_params(config) * T, config.n_layers * config.n_heads
         asks_influence = influence and T > 1 and 3 * forward_flops * T / 2 <= effort
@@ -139,11 +139,11 @@ class Session:
             "run": str(self.path), "checkpoint": checkpoint or self.newest, "checkpoints": self.checkpoints, "live": False,
             "model": {"n_layers": config.n_layers, "n_heads": config.n_heads, "dim": config.dim, "vocab_size": config.vocab_size,
                       "parameters": count_params(config)},
-            "context": config.max_seq_len, "text": text, "source": known and known.source, "unit": "nats",
+            "context": config.max_seq_len, "text": text, "source": self._source(text), "unit": "nats",
             "tokens": rows,
             "mean": {"loss": _rounded(losses.mean()) if T > 1 else None,
                      "known": _rounded(np.mean(costs)) if costs and None not in costs else None},
-            **self._predictions(run, parts, known),
+            **self._predictions(run, known),
             **self._attention(run),
             "lens": self._lens(run, tokens, params),
             "contributions": self._contributions(run, tokens, params),
@@ -194,7 +194,7 @@ class Session:
             raise InputError(f"the source must be one of {', '.join(self.sources)}, got {source!r:.60}")
         rng = random.Random(seed)
         source = source or rng.choice(self.sources)
-        if self.prior:
+        if self.reader:
             return {"text": self._shown(corpus.document(source, UNSEEN, seed).text), "source": source}
         tokens = self._held_out(source)
         starts = np.flatnonzero(tokens == self.tokenizer.bos_id)
@@ -223,42 +223,37 @@ class Session:
         if not lowest <= position < len(tokens):
             raise InputError(f"the position must be from {lowest} to {len(tokens) - 1}, the last token, got {position}")
 
-    def _tokens(self, tokens, parts, losses, known):
-        stream, rows, end = self.tokenizer.stream(), [], 0
-        for t, (id, part) in enumerate(zip(tokens.tolist(), parts)):
-            start, end = end, end + len(part)
-            row = {"id": id, "piece": self.tokenizer.pieces[id][0], "text": stream.push(id), "bytes": part.hex(" "),
-                   "loss": _rounded(losses[t - 1]) if t else None, "known": None, "options": None}
-            if known and t:
-                cost = known.cost(start, end)
-                row |= {"known": None if cost is None else _rounded(cost), "options": known.options(start)}
-                if start <= known.fits < end:
-                    row["clash"] = True
+    def _source(self, text):
+        fitting = self.reader.sources(text) if self.reader else []
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _tokens(self, tokens, losses, known):
+        stream, rows, text, clashed = self.tokenizer.stream(), [], "", not self.reader
+        for t, id in enumerate(tokens.tolist()):
+            piece, _, kind = self.tokenizer.pieces[id]
+            added, before = stream.push(id), known[t - 1] if t else None
+            text += added
+            row = {"id": id, "piece": piece, "text": added, "bytes": piece[3:5].lower() if kind == BYTE else added.encode().hex(" "),
+                   "loss": _rounded(losses[t - 1]) if t else None, "known": None, "options": before and before.options[:OPTIONS]}
+            if before and id in before.tokens:
+                row["known"] = max(0.0, _rounded(-np.log(before.tokens[id])))  # never -0.0
+            elif not clashed and not self.reader.sources(text):
+                row["clash"] = clashed = True
             rows.append(row)
-        rows[-1]["text"] += stream.finish()
         return rows
 
-    def _predictions(self, run, parts, known):
-        ln_p, ends = inside.log_probs(run.logits), np.cumsum([len(part) for part in parts])
-        expected = []
-        for end, row in zip(ends.tolist(), ln_p):
-            ids = np.argsort(-row, kind="stable")[:LIKELIEST]
-            expected.append([[id, self.tokenizer.pieces[id][0], _rounded(np.exp(row[id]), 6), self._by_grammar(known, id, end)]
-                             for id in ids.tolist()])
+    def _predictions(self, run, known):
+        ln_p, expected = inside.log_probs(run.logits), []
+        for row, before in zip(ln_p, known):
+            ids = np.argsort(-row, kind="stable")[:LIKELIEST].tolist()
+            expected.append([[id, self.tokenizer.pieces[id][0], _rounded(np.exp(row[id]), 6),
+                              before and _rounded(before.tokens.get(id, 0.0), 6)] for id in ids])
         scaled = None
         if ln_p.size <= MAX_TEMPERATURE:
-            sums = [np.log(np.exp((ln_p - ln_p.max(-1, keepdims=True)) / tau).sum(-1)) + ln_p.max(-1) / tau for tau in TEMPERATURES]
+            peak = ln_p.max(-1, keepdims=True)
+            sums = [np.log(np.exp((ln_p - peak) / tau).sum(-1)) + peak[:, 0] / tau for tau in TEMPERATURES]
             scaled = {"grid": TEMPERATURES, "log_sum": _rounded(np.stack(sums, 1))}
         return {"expected": expected, "entropy": _rounded(inside.entropy(run.logits)), "temperature": scaled}
-
-    def _by_grammar(self, known, id, end):
-        if not known:
-            return None
-        if self.tokenizer.pieces[id][2] in (CONTROL, UNKNOWN):
-            probability = known.probability(end, None) if id == self.tokenizer.eos_id else 0.0
-        else:
-            probability = known.probability(end, _piece_bytes(self.tokenizer, id, at_start=end == 0))
-        return probability if probability is None else _rounded(probability, 6)
 
     def _attention(self, run):
         shape = [self.config.n_layers, self.config.n_heads, len(run.logits), len(run.logits)]
@@ -326,28 +321,6 @@ class Session:
             return sorted(str(path) for path in self.path.parent.iterdir() if path != self.path and holds_run(path))[:20]
         except OSError:
             return []
-
-
-def token_bytes(tokenizer, tokens):
-    """What each token adds to the text, in bytes of UTF-8: list of bytes, whose sum is the text's."""
-    parts, at_start = [], True
-    for id in np.asarray(tokens).tolist():
-        parts.append(_piece_bytes(tokenizer, id, at_start))
-        at_start = at_start and not parts[-1] and tokenizer.pieces[id][2] == CONTROL
-    return parts
-
-
-def _piece_bytes(tokenizer, id, at_start):
-    piece, _, kind = tokenizer.pieces[id]
-    if kind == CONTROL:
-        return b""
-    if kind == BYTE:
-        return bytes([int(piece[3:5], 16)])
-    if kind == UNKNOWN:
-        piece = tokenizer.settings["unk_surface"]
-    elif at_start and tokenizer.settings["add_dummy_prefix"]:
-        piece = piece.removeprefix(SPACE)
-    return piece.replace(SPACE, " ").encode()
 
 
 def _bytes(probabilities):
