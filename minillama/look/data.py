@@ -34,7 +34,7 @@ from ..errors import InputError
 from ..files import check_name
 from ..nn import count_params
 from ..run.checkpoint import finished, load_params
-from ..run.folder import check_fingerprints, holds_run, load
+from ..run.folder import check_fingerprints, holds_run, load, read_config
 from ..text import corpus
 from ..text.model_file import BYTE
 from . import inside
@@ -43,29 +43,39 @@ from .known import Reader
 LIKELIEST = 10
 OPTIONS = 64  # at most, of a token
 DOCUMENT = 256  # tokens of a document that is shown, if the context is longer
+GLIMPSE = 96  # of the one that `train` shows
 MAX_MAPS = 1 << 23  # numbers in all attention maps
 MAX_PIECES = 4096  # of a vocabulary that is in the view
 MAX_TEMPERATURE = 1 << 22  # T * V
 HISTORY = 12  # checkpoints
-EFFORT = 3e10  # floating-point operations that a panel may take: one or two seconds on a laptop
+EFFORT = 3e10  # floating-point operations that a panel may take: a second or two on a laptop
+PATIENT_EFFORT = 3e11  # of a file that somebody waits for
 TEMPERATURES = [round(0.1 * step, 1) for step in range(1, 21)]
 UNSEEN = -1  # seed of the built-in documents shown: no training has a negative one
 
 
 class Session:
-    """A model that is looked at. Opened as `eval` and `generate` open theirs.
+    """A model that is looked at, opened as `eval` and `generate` open theirs.
+
+    path:       of a run, a checkpoint, or a model that `import` reads
+    checkpoint: str | None            name of the one that is shown unless another is asked for; None: the newest
+    shards:     list of Shard | None  the run's text, if somebody has it at hand
 
     Raises:
         InputError: something is missing or broken
     """
 
-    def __init__(self, path, shards=None):
-        """path: of a run, a checkpoint, or a model that `import` reads; shards: the run's text, if somebody has it at hand."""
+    def __init__(self, path, checkpoint=None, shards=None):
         self.path, self._shards = Path(check_name(path)), shards
         trained = load(self.path)
         self.run, self.tokenizer, self.config = trained.config, trained.tokenizer, trained.config.model
-        self.newest = f"step-{trained.step:06d}" if holds_run(self.path) else None
-        self._loaded = {self.newest: dict(trained.params.items())}
+        self._is_run, self._loaded = holds_run(self.path), {}
+        self.shown = f"step-{trained.step:06d}" if self._is_run else None
+        if checkpoint is None:
+            self._loaded[self.shown] = dict(trained.params.items())
+        else:
+            self.params(checkpoint)                              # or it is not there
+            self.shown = checkpoint
         builtin = trained.has_text and not self.run.data and self.tokenizer.may_cut("a", " ")
         self.reader = Reader(self.tokenizer) if builtin else None  # None: nothing is known of the text
         self.sources = list(corpus.SOURCES) if builtin else [Path(name).stem for name in self.run.data] if trained.has_text else []
@@ -77,11 +87,11 @@ class Session:
     @property
     def checkpoints(self):
         """Names of the run's checkpoints, oldest first; none for a model from elsewhere."""
-        return [path.name for path in finished(self.path / "checkpoints")] if self.newest else []
+        return [path.name for path in finished(self.path / "checkpoints")] if self._is_run else []
 
     def params(self, checkpoint=None):
-        """The parameters of a checkpoint, None the newest at the start: dict. Raises InputError for one that is not there."""
-        name = checkpoint or self.newest
+        """The parameters of a checkpoint, None the one that is shown: dict. Raises InputError for one that is not there."""
+        name = self.shown if checkpoint is None else checkpoint
         if name not in self._loaded:
             if name not in self.checkpoints:
                 names = self.checkpoints
@@ -118,7 +128,7 @@ class Session:
 
         Args:
             text:       str
-            checkpoint: str | None    a name; None: the newest
+            checkpoint: str | None    a name; None: the one that is shown
             off:        iterable of (layer, head) that are switched off
             influence:  bool          of all tokens; a live page asks for them one by one
             effort:     float         floating-point operations that ablation and influence may take, each; else they are null
@@ -136,7 +146,8 @@ class Session:
         forward_flops, n_heads = 2 * count_params(config) * T, config.n_layers * config.n_heads
         asks_influence = influence and T > 1 and 3 * forward_flops * T / 2 <= effort
         return {
-            "run": str(self.path), "checkpoint": checkpoint or self.newest, "checkpoints": self.checkpoints, "live": False,
+            "run": str(self.path), "checkpoint": self.shown if checkpoint is None else checkpoint, "checkpoints": self.checkpoints,
+            "live": False,
             "model": {"n_layers": config.n_layers, "n_heads": config.n_heads, "dim": config.dim, "vocab_size": config.vocab_size,
                       "parameters": count_params(config)},
             "context": config.max_seq_len, "text": text, "source": self._source(text), "unit": "nats",
@@ -178,12 +189,13 @@ class Session:
         row = inside.attention_row(self._forward(tokens, self.params(checkpoint)), position)
         return {"shape": list(row.shape), "row": _bytes(row)}
 
-    def document(self, source=None, seed=0):
-        """A document that this model was not trained on: {"text", "source"}; so much of it as is shown.
+    def document(self, source=None, seed=0, most=DOCUMENT):
+        """A document that this model was not trained on: {"text", "source"}.
 
         Args:
             source: str | None    None: any of the run's
             seed:   int           the same seed gives the same document
+            most:   int           tokens of it, if it has more; the context is a limit, too
 
         Raises:
             InputError: no such source, or a model without text of its own
@@ -192,16 +204,16 @@ class Session:
             raise InputError(f"{self.path} was not trained here and has no text of its own: --text or --file says what to look at")
         if source not in (*self.sources, None):
             raise InputError(f"the source must be one of {', '.join(self.sources)}, got {source!r:.60}")
-        rng = random.Random(seed)
+        rng, room = random.Random(seed), min(most, self.config.max_seq_len) - 1  # without <s>
         source = source or rng.choice(self.sources)
         if self.reader:
-            return {"text": self._shown(corpus.document(source, UNSEEN, seed).text), "source": source}
+            return {"text": self._cut(corpus.document(source, UNSEEN, seed).text, room), "source": source}
         tokens = self._held_out(source)
         starts = np.flatnonzero(tokens == self.tokenizer.bos_id)
         number = rng.randrange(len(starts))
         document = tokens[starts[number] + 1:[*starts, len(tokens)][number + 1] - 1]  # without <s> and </s>
-        start = rng.randrange(max(len(document) - self._room, 0) + 1)
-        return {"text": self._shown(self.tokenizer.decode(document[start:start + self._room])), "source": source}
+        start = rng.randrange(max(len(document) - room, 0) + 1)
+        return {"text": self._cut(self.tokenizer.decode(document[start:start + room]).strip("\ufffd"), room), "source": source}
 
     def compare(self, run, text):
         """The view of the same text in another run. Raises InputError where there is none."""
@@ -292,15 +304,10 @@ class Session:
 
     # ---- texts
 
-    @property
-    def _room(self):
-        """Tokens of a document that is shown, without <s>."""
-        return min(self.config.max_seq_len, DOCUMENT) - 1
-
-    def _shown(self, text):
-        """So much of a text as is shown: cut after a token."""
-        keep = self._room
-        while len(ids := self.tokenizer.encode(text)) > self._room:  # a text that is cut may be tokenised anew, into more
+    def _cut(self, text, room):
+        """The beginning of a text, at most `room` tokens."""
+        keep = room
+        while len(ids := self.tokenizer.encode(text)) > room:    # what is left may be tokenised into more than was kept
             text, keep = self.tokenizer.decode(ids[:keep]).rstrip("\ufffd"), keep - 1
         return text
 
@@ -315,12 +322,32 @@ class Session:
         return self._shards[self.sources.index(source)].val.tokens
 
     def _neighbours(self):
-        if not self.newest:
+        if not self._is_run:
             return []
         try:
             return sorted(str(path) for path in self.path.parent.iterdir() if path != self.path and holds_run(path))[:20]
         except OSError:
             return []
+
+
+def write_look(path, run, shards):
+    """What `train` leaves in a run's folder: the page of one document that the run held out, made within two seconds.
+
+    Args:
+        path:   Path             of the file
+        run:    Path             the run, with a checkpoint
+        shards: list of Shard    its text
+
+    Raises:
+        InputError: the model is too large for that, or broken
+        OSError: it cannot be written
+    """
+    from .html import write_html
+
+    if 2 * count_params(read_config(run).model) * GLIMPSE > EFFORT:
+        raise InputError(f"this model is too large to be looked at in a moment: python -m minillama look {run} takes its time")
+    session = Session(run, shards=shards)
+    write_html(path, session.view(session.document(session.sources[0], most=GLIMPSE)["text"], influence=True))
 
 
 def _bytes(probabilities):
