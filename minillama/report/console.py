@@ -118,7 +118,11 @@ class Console(Watcher):
         page = run.out / "look.html"
         try:
             write_look(page, run.out, run.mixture.shards)
-        except (InputError, OSError, MemoryError) as error:
-            print(f"no look.html: {error or 'this needs more memory than there is'}")
+        except InputError as error:
+            print(f"no look.html: {error}")
+        except OSError as error:
+            print(f"no look.html: {error.filename or page}: {error.strerror or error}")
+        except MemoryError:
+            print("no look.html: this machine's memory does not suffice")
         else:
             print(f"{page}: open it in a browser to see, token by token, what the model does with a text that it was not trained on")
