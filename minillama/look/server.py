@@ -200,10 +200,10 @@ def serve(session, text, port=0, open_browser=True):
         InputError: a text that cannot be viewed, or a port that cannot be had
     """
     with listen(session, text, port) as server:
-        print(f"{server.url}   Ctrl-C ends it", flush=True)
-        if open_browser:                                         # in a thread: a browser in the terminal returns when it is closed
-            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
         try:
+            print(f"{server.url}   Ctrl-C ends it", flush=True)
+            if open_browser:                                     # in a thread: a browser in the terminal returns when it is closed
+                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             server.serve_forever()
         except KeyboardInterrupt:
             print()

@@ -121,7 +121,7 @@ function weights(layer, head, position) {
   const T = state.view.tokens.length;
   if (maps) return maps.subarray((cell(layer, head) * T + position) * T, (cell(layer, head) * T + position) * T + T);
   const row = fetched.get(JSON.stringify(["attention", place(position)]));
-  return row ? row.bytes.subarray(cell(layer, head) * T, (cell(layer, head) + 1) * T) : null;
+  return row?.bytes ? row.bytes.subarray(cell(layer, head) * T, (cell(layer, head) + 1) * T) : null;
 }
 
 /** The tokens that a head looks at most from a position: [[position, weight], ...]. */
@@ -595,7 +595,7 @@ async function setOff(off) {
 
 function mean(losses) {
   const there = losses.filter((loss) => loss !== null);
-  return there.reduce((sum, loss) => sum + loss, 0) / there.length;
+  return there.length ? there.reduce((sum, loss) => sum + loss, 0) / there.length : null;
 }
 
 function paintAblated() {
@@ -721,7 +721,7 @@ function buildHistory() {
       : "This file holds one checkpoint." }));
     return;
   }
-  const slider = make("input", { type: "range", id: "checkpoint", min: 0, max: names.length - 1, step: 1, value: names.length - 1 });
+  const slider = make("input", { type: "range", id: "checkpoint", min: 0, max: names.length - 1, step: 1, value: names.length - 1, ariaLabel: "checkpoint" });
   slider.oninput = () => goTo(Number(slider.value));
   const open = make("button", { type: "button", id: "open-checkpoint", textContent: "Show this checkpoint in all panels", disabled: !state.view.live });
   open.onclick = () => look(state.view.text, names[Number(slider.value)]);
@@ -836,16 +836,23 @@ function choose(t) {
   const matters = $("follow").checked ? headThatMatters(state.t) : null;
   if (matters) Object.assign(state, { layer: matters[0], head: matters[1] });
   paintAll();
-  if (!state.view.live) return;
-  const { view } = state;
+  if (state.view.live) askAbout(state.view, state.t);
+}
+
+/** Ask the server for what a view leaves out: once the choice stands still. */
+async function askAbout(view, t) {
+  const chosen = () => view === state.view && t === state.t;
+  await new Promise((resume) => setTimeout(resume, 120));
+  if (!chosen()) return;
   if (!maps) {
-    once("attention", place(state.t - 1)).then((said) => {
-      if (said && !said.bytes) said.bytes = unpack(said.row);
-      if (said && view === state.view) paintAll();
-    });
+    const said = await once("attention", place(t - 1));
+    if (said) said.bytes ??= unpack(said.row);
+    if (said && chosen()) paintAll();
   }
-  if (view.tokens[state.t] && !influence(state.t)) {
-    once("influence", place(state.t)).then((said) => { if (said && view === state.view) { paintInfluence(); paintReplace(); paintText(); } });
+  if (view.tokens[t] && !influence(t) && chosen() && await once("influence", place(t)) && chosen()) {
+    paintInfluence();
+    paintReplace();
+    paintText();
   }
 }
 
