@@ -17,7 +17,8 @@ more. All losses, costs and influences are in nats; T is the number of tokens wi
     lens                              {top: (L + 1) x T [piece, probability], target_p: (L + 1) x T, of the true next; null at the end}
     contributions                     {names: 2L + 1, target: (T - 1) x (2L + 1) parts of the true next token's logit, logit: T - 1}
     ablation                          (L * H) x T changes of loss with that head off, layer by layer | null where it would take too long
-    influence                         T rows, [t][s] for s < t: what embedding s is worth to token t | null where it was not asked for
+    influence, sensitivity            T rows, [t][s] for s < t: what embedding s is worth to token t, Influence.signed and .size | both null
+                                      where they were not asked for
     history                           {checkpoints: a dozen names, loss: as many x T} | null
     vocabulary                        V pieces | null where there are more than 4096
     sources, runs                     names that `document` takes; folders of other runs
@@ -160,7 +161,7 @@ class Session:
             "contributions": self._contributions(run, tokens, params),
             "ablation": [[None, *row] for row in _rounded(inside.ablation(tokens, params, config))]
             if n_heads * forward_flops <= effort else None,
-            "influence": self._influences(tokens, params) if asks_influence else None,
+            **(self._influences(tokens, params) if asks_influence else {"influence": None, "sensitivity": None}),
             "history": self._history(tokens, off),
             "vocabulary": [piece for piece, _, _ in self.tokenizer.pieces] if config.vocab_size <= MAX_PIECES else None,
             "sources": self.sources, "runs": self._neighbours(), "off": [list(pair) for pair in off],
@@ -177,10 +178,11 @@ class Session:
         return {"losses": [None, *_rounded(losses)], "text": self.tokenizer.decode(tokens), "piece": self.tokenizer.pieces[id][0]}
 
     def influence(self, text, checkpoint, position):
-        """What each token before it is worth to one token: list of T floats."""
+        """What each token before it is worth to one token: {"influence": T floats, "sensitivity": T floats}, see a view."""
         tokens = self.encode(text)
         self._check_position(position, tokens, lowest=1)
-        return _rounded(inside.influence(tokens, [position], self.params(checkpoint), self.config)[0])
+        signed, size = inside.influence(tokens, [position], self.params(checkpoint), self.config)
+        return {"influence": _rounded(signed[0]), "sensitivity": _rounded(size[0])}
 
     def attention(self, text, checkpoint, position):
         """Where every head looked from one position: {"shape": [L, H, T], "row": base64 of uint8}."""
@@ -288,8 +290,9 @@ class Session:
                 "logit": _rounded(run.logits[np.arange(len(target)), tokens[1:]])}
 
     def _influences(self, tokens, params):
-        rows = inside.influence(tokens, np.arange(1, len(tokens)), params, self.config)
-        return [[], *(_rounded(row[:t], 4) for t, row in enumerate(rows, 1))]
+        found = inside.influence(tokens, np.arange(1, len(tokens)), params, self.config)
+        signed, size = ([[], *(_rounded(row[:t], 4) for t, row in enumerate(rows, 1))] for rows in found)
+        return {"influence": signed, "sensitivity": size}
 
     def _history(self, tokens, off):
         names = self.checkpoints

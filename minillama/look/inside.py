@@ -12,8 +12,8 @@ holds" are the only ones that know where in a cache something lies.
 `tokens` is one text, (T,) int, and begins with <s>. The model guesses token t at position t - 1.
 
 Logit lens: nostalgebraist 2020, "interpreting GPT: the logit lens". Contributions: Elhage et al. 2021, "A Mathematical Framework for
-Transformer Circuits", "direct logit attribution". Gradient times input: Shrikumar et al. 2016 (arXiv:1605.01713). Ablation of heads:
-Michel et al. 2019 (arXiv:1905.10650). Lesson: lessons/13_train.ipynb.
+Transformer Circuits", "direct logit attribution". Gradient times input, and how it saturates: Shrikumar et al. 2016 (arXiv:1605.01713).
+Ablation of heads: Michel et al. 2019 (arXiv:1905.10650). Lesson: lessons/13_train.ipynb.
 """
 import dataclasses
 from typing import NamedTuple
@@ -168,23 +168,30 @@ def ablation(tokens, params, config):
     return np.stack([losses(forward(tokens, without_heads(params, config, [off]), config).logits, tokens) - before for off in heads])
 
 
+class Influence(NamedTuple):
+    """What decided the losses of n tokens, by the gradient at the embedding of every token before them; both (n, T) float64, nats.
+
+    signed: -dloss/dx . x, gradient times input: to first order, how much the loss would rise if the embedding x were 0. Above 0: the
+            token helped; below: it misled. Small even where a token matters much: RMSNorm makes a model blind to the length of what
+            it reads, and a sure model's loss hardly moves at first
+    size:   |dloss/dx| |x|: how fast the loss moves as x is turned in the direction to which it is most sensitive. No sign, but it finds
+            the tokens that are read
+    """
+
+    signed: np.ndarray
+    size: np.ndarray
+
+
 def influence(tokens, positions, params, config):
-    """What decided the loss of a token: gradient times input, by model_backward.
-
-        influence_s = -dloss/dx_s . x_s,     x_s the embedding of token s
-
-    is, to first order, how much the loss would rise if x_s were 0. Above 0: token s helped; below: it misled.
+    """What decided the loss of a token: Influence, by model_backward; 0 from the token itself on, which the model has not seen.
 
     model_backward adds up the gradients of equal ids. So here every place of the batch gets an id, and an embedding row, of its own:
     then the rows of `tok_embeddings`' gradient are those of the places.
 
     Args:
         positions: (n,) int    the tokens whose losses are asked about, from 1 to T - 1
-
-    Returns:
-        (n, T) float64, nats; 0 from the token itself on: the model has not seen it
     """
-    tokens, found = np.asarray(tokens), np.zeros((len(positions), len(tokens)))
+    tokens, found = np.asarray(tokens), np.zeros((2, len(positions), len(tokens)))
     for first in range(0, len(positions), ROWS):
         asked = np.asarray(positions[first:first + ROWS])
         B, T = len(asked), int(asked.max())                      # what comes later changes nothing
@@ -195,5 +202,7 @@ def influence(tokens, positions, params, config):
         dlogits[rows, asked - 1] = np.exp(log_probs(logits[rows, asked - 1]))  # each row's own token, and no other: predicted - observed
         dlogits[rows, asked - 1, tokens[asked]] -= 1
         dx = model_backward(dlogits, cache)["tok_embeddings"]    # (B * T, D)
-        found[first:first + B, :T] = -np.einsum("nd,nd->n", dx, x, dtype=np.float64).reshape(B, T)
-    return found
+        signed = -np.einsum("nd,nd->n", dx, x, dtype=np.float64)
+        size = np.linalg.norm(dx, axis=1) * np.linalg.norm(x, axis=1)
+        found[:, first:first + B, :T] = np.stack([signed, size]).reshape(2, B, T)
+    return Influence(*found)

@@ -75,9 +75,9 @@ def test_the_numbers_are_those_of_inside(view, model):
     near(view["contributions"]["target"], inside.contributions(run, tokens[1:], params, config))
     near(view["contributions"]["logit"], run.logits[np.arange(len(losses)), tokens[1:]])
     near([row[1:] for row in view["ablation"]], inside.ablation(tokens, params, config))
-    rows = inside.influence(tokens, range(1, len(tokens)), params, config)
-    assert [len(row) for row in view["influence"]] == list(range(len(tokens)))
-    assert max(np.abs(np.array(view["influence"][t]) - rows[t - 1, :t]).max() for t in range(1, len(tokens))) < 1e-4
+    for name, rows in zip(("influence", "sensitivity"), inside.influence(tokens, range(1, len(tokens)), params, config)):
+        assert [len(row) for row in view[name]] == list(range(len(tokens)))
+        assert max(np.abs(np.array(view[name][t]) - rows[t - 1, :t]).max() for t in range(1, len(tokens))) < 1e-4
     last = [row[:-1] for row in view["lens"]["target_p"]][-1]
     near(last, np.exp(-losses))
     near(view["history"]["loss"][1][1:], losses)
@@ -110,8 +110,10 @@ def test_a_head_that_is_off(session, view):
 def test_other_requests_agree_with_the_view(session, view, model):
     config, params, tokens = model
     for t in (1, 5, len(tokens) - 1):
-        row = session.influence(STORY, None, t)
-        assert len(row) == len(tokens) and not any(row[t:]) and np.abs(np.array(row[:t]) - view["influence"][t]).max() < 1e-4
+        answer = session.influence(STORY, None, t)
+        for name in ("influence", "sensitivity"):
+            row = answer[name]
+            assert len(row) == len(tokens) and not any(row[t:]) and np.abs(np.array(row[:t]) - view[name][t]).max() < 1e-4
     maps = np.frombuffer(base64.b64decode(view["attention"]), np.uint8).reshape(view["attention_shape"])
     answer = session.attention(STORY, None, 5)
     row = np.frombuffer(base64.b64decode(answer["row"]), np.uint8).reshape(answer["shape"])
@@ -232,7 +234,7 @@ def test_bad_requests(session, ask, message):
 
 def test_what_takes_too_long_is_left_out(session):
     quick = session.view(STORY, influence=True, effort=1)
-    assert quick["ablation"] is quick["influence"] is None and session.view(STORY)["influence"] is None
+    assert quick["ablation"] is quick["influence"] is quick["sensitivity"] is None and session.view(STORY)["influence"] is None
 
 
 def test_large_maps_and_vocabularies_are_left_out(session, monkeypatch):

@@ -132,23 +132,34 @@ def test_switching_heads_off_leaves_the_models_own_weights_alone(params):
     assert not changed["layers.0.wo"].any()
 
 
+def slopes(tokens, asked, params, moved):
+    """Central differences in float64, h = 1e-5: of the losses asked about, along a direction of every place's embedding.
+
+    moved: (n, T, D)    the direction for each loss and each place; equal tokens are moved one by one
+    """
+    own, found, h = dataclasses.replace(CONFIG, vocab_size=len(tokens)), np.zeros(moved.shape[:2]), 1e-5
+    for i, s in np.ndindex(found.shape):
+        sides = []
+        for sign in (h, -h):
+            x = params["tok_embeddings"][tokens]
+            x[s] += sign * moved[i, s]
+            logits = inside.forward(np.arange(len(tokens)), params | {"tok_embeddings": x}, own).logits
+            sides.append(inside.losses(logits, tokens)[asked[i] - 1])
+        found[i, s] = (sides[0] - sides[1]) / (2 * h)
+    return found
+
+
 def test_influence_is_the_slope_of_the_loss(params):
-    """Central differences in float64: the loss of token t where the embedding of place s is 1 + h and 1 - h times its size."""
-    tokens, h = np.array([3, 1, 3, 3, 7, 0, 1, 3, 9, 9, 2, 3]), 1e-5
+    tokens = np.array([3, 1, 3, 3, 7, 0, 1, 3, 9, 9, 2, 3])
     asked = [11, 1, 4, 5, 6, 7, 8, 9, 10, 2]                     # more than are computed in one batch, in any order
     assert len(asked) > inside.ROWS
     found = inside.influence(tokens, asked, params, CONFIG)
-    wanted, own = np.zeros_like(found), dataclasses.replace(CONFIG, vocab_size=len(tokens))
-    for s in range(len(tokens)):
-        sides = []
-        for scale in (1 + h, 1 - h):
-            x = params["tok_embeddings"][tokens]                 # a row for every place: equal tokens are moved one by one
-            x[s] *= scale
-            logits = inside.forward(np.arange(len(tokens)), params | {"tok_embeddings": x}, own).logits
-            sides.append(inside.losses(logits, tokens)[np.array(asked) - 1])
-        wanted[:, s] = -(sides[0] - sides[1]) / (2 * h)
-    close(found, wanted, FINITE_DIFFERENCE)
-    assert all((row[t:] == 0).all() and row[:t].all() for t, row in zip(asked, found))
+    x = params["tok_embeddings"][tokens]                         # (T, D)
+    close(found.signed, -slopes(tokens, asked, params, np.tile(x, (len(asked), 1, 1))), FINITE_DIFFERENCE)
+    along = [slopes(tokens, asked, params, np.broadcast_to(row, (len(asked), *x.shape))) for row in np.eye(CONFIG.dim)]
+    close(found.size, np.sqrt(np.square(along).sum(0)) * np.linalg.norm(x, axis=1), FINITE_DIFFERENCE)
+    for rows in found:
+        assert all((row[t:] == 0).all() and row[:t].all() for t, row in zip(asked, rows))
 
 
 def test_too_many_tokens_are_refused(params):

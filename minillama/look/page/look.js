@@ -49,8 +49,8 @@ function visible(text) {
 const quote = (piece) => make("q", { textContent: visible(piece) });
 const name = (t) => (state.view.tokens[t] ? state.view.tokens[t].piece : "what comes next");
 const minus = (text) => text.replace("-", "−");
-const nats = (x) => (x === null || x === undefined ? "–" : minus(x.toFixed(2)));
-const change = (x) => (x >= 0 ? "+" : "") + nats(x);
+const nats = (x) => (x === null || x === undefined ? "–" : minus(x.toFixed(2).replace(/^-0\.00$/, "0.00")));
+const change = (x) => (x >= 0.005 ? "+" : "") + nats(x);
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
 function percent(p) {
