@@ -79,8 +79,7 @@ def answer(session, name, body, limit):
     fields = ENDPOINTS[name]
     if unknown := sorted(set(asked) - set(fields)):
         raise InputError(f"a request {name} must have no field but {', '.join(fields)}, got {unknown[0]!r:.60}")
-    said = getattr(session, name)(**{field: read(asked.get(field), field, limit) for field, read in fields.items()})
-    return said if isinstance(said, dict) else {name: said}
+    return getattr(session, name)(**{field: read(asked.get(field), field, limit) for field, read in fields.items()})
 
 
 # -------------------------------------------------------------------------------------------------------------------- the server

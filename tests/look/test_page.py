@@ -249,10 +249,11 @@ def test_heads_by_keyboard(live, session):
 
 def test_what_decided_it_is_asked_for(live, session):
     t = live.chosen()
-    values = session.influence(TEXT, None, t)[:t]
-    live.wait(lambda: live.all("#influence tr"), "the influences")
-    most = max(values, key=abs)
-    assert f"{'+' if most >= 0 else ''}{two_places(most)}" in live.text("#influence tr")
+    said = session.influence(TEXT, None, t)
+    size, signed = max(zip(said["sensitivity"][:t], said["influence"][:t]))
+    live.wait(lambda: live.all("#influence tbody tr"), "the influences")
+    first = live.text("#influence tbody tr")
+    assert two_places(size) in first and two_places(abs(signed)) in first
 
 
 def test_a_token_is_replaced(live, session):

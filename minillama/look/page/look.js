@@ -69,9 +69,10 @@ function lost(token) {
   return isKnown() ? (token.known === null ? null : token.loss - token.known) : token.loss;
 }
 
-function shade(node, value, full = FULL) {
-  node.classList.toggle("warm", value > 0);
-  node.classList.toggle("cool", value < 0);
+/** Colour a node by a value: orange, and blue below 0; all blue where `blue` says so. */
+function shade(node, value, full = FULL, blue = false) {
+  node.classList.toggle("warm", value > 0 && !blue);
+  node.classList.toggle("cool", value < 0 || blue);
   node.style.setProperty("--v", Math.min(1, Math.abs(value || 0) / full).toFixed(3));
   return node;
 }
@@ -154,8 +155,10 @@ function headThatMatters(t) {
   return best;
 }
 
-function influence(t) {
-  return state.view.influence?.[t] ?? fetched.get(JSON.stringify(["influence", place(t)]))?.influence ?? null;
+/** What the tokens before t are worth to it: {influence, sensitivity}. Null where it is not known (yet). */
+function decided(t) {
+  const { influence, sensitivity } = state.view;
+  return influence?.[t] ? { influence: influence[t], sensitivity: sensitivity[t] } : fetched.get(JSON.stringify(["influence", place(t)])) ?? null;
 }
 
 // What the colour of a token can show: its number, null for none. `unit` is said in the legend.
@@ -163,13 +166,12 @@ const COLOURS = {
   lost: { label: "lost", unit: "nats lost beyond what could not be known", there: isKnown, of: lost },
   loss: { label: "loss", unit: "nats", there: () => true, of: (token) => token.loss },
   looked: {
-    label: "where it looked", unit: "% of the chosen head's attention", there: () => weights(state.layer, state.head, state.t - 1) !== null, full: 100,
+    label: "where it looked", unit: "% of the chosen head's attention", there: () => weights(state.layer, state.head, state.t - 1) !== null, full: 100, blue: true,
     of: (token, s) => (s < state.t ? weights(state.layer, state.head, state.t - 1)[s] / 2.55 : null),
   },
   decided: {
-    label: "what decided it", unit: "nats, to first order: orange against the token that came, blue for it", there: () => influence(state.t) !== null, full: 2,
-    of: (token, s) => (s < state.t && influence(state.t)[s] !== null ? -influence(state.t)[s] : null),
-    shown: (value) => change(-value),
+    label: "what decided it", unit: "how far the chosen token's loss moves with it", there: () => decided(state.t) !== null, full: 1, blue: true,
+    of: (token, s) => (s < state.t ? decided(state.t).sensitivity[s] : null),
   },
   heads: {
     label: "without heads", unit: "nats more (or less) without the heads that are off", there: () => state.ablated !== null,
@@ -220,19 +222,19 @@ function buildText() {
 }
 
 function paintText() {
-  const { of, unit, full = FULL, shown } = colour();
+  const { of, unit, full = FULL, blue } = colour();
   const digits = full === 100 ? 0 : 1;
   state.view.tokens.forEach((token, t) => {
     const node = $(`token-${t}`), value = of(token, t);
-    shade(node.firstChild, value ?? 0, full);
+    shade(node.firstChild, value ?? 0, full, blue);
     const worth = value !== null && Math.abs(value) >= (digits ? 0.05 : 0.5);
-    node.lastChild.textContent = worth ? (shown ? shown(value).replace(/\d$/, "") : minus(value.toFixed(digits))) : "";
+    node.lastChild.textContent = worth ? minus(value.toFixed(digits)) : "";
     node.setAttribute("aria-label", `${t}: ${visible(token.piece)}, ${value === null ? "no number" : `${minus(value.toFixed(2))} ${unit}`}`);
   });
   $(`token-${state.view.tokens.length}`).setAttribute("aria-label", "what comes next");
-  const chips = full === 100 ? [5, 25, 50, 100] : state.view.tokens.some((token, t) => (of(token, t) ?? 0) <= -0.3) ? [-2, -1, 0, 1, 2, 4] : [0, 0.5, 1, 2, 4];
+  const chips = full === 100 ? [5, 25, 50, 100] : full === 1 ? [0, 0.25, 0.5, 1] : state.view.tokens.some((token, t) => (of(token, t) ?? 0) <= -0.3) ? [-2, -1, 0, 1, 2, 4] : [0, 0.5, 1, 2, 4];
   const known = isKnown() ? [make("span", { className: "chip known", textContent: "bar" }), " could not be known (thicker: more)"] : [];
-  $("legend").replaceChildren(...chips.map((value) => shade(make("span", { className: "chip", textContent: minus(String(value)) }), value, full)), unit, ...known);
+  $("legend").replaceChildren(...chips.map((value) => shade(make("span", { className: "chip", textContent: minus(String(value)) }), value, full, blue)), unit, ...known);
   paintColours();
 }
 
@@ -657,25 +659,27 @@ function paintContributions() {
 // --------------------------------------------------------------------------------------------------------------- what decided it
 
 function paintInfluence() {
-  const { view, t } = state, values = influence(t);
-  if (!view.tokens[t]) {
-    $("influence").replaceChildren(make("p", { className: "small", textContent: "Choose a token that came: it needs a loss." }));
+  const { view, t } = state, worth = decided(t);
+  if (!view.tokens[t] || !worth) {
+    const why = !view.tokens[t] ? "Choose a token that came: it needs a loss." : view.live ? "computing …" : "Not computed in this file: open the run with look.";
+    $("influence").replaceChildren(make("p", { className: "small", textContent: why }));
     return;
   }
-  if (!values) {
-    $("influence").replaceChildren(make("p", { className: "small", textContent: view.live ? "computing …" : "Not computed in this file: open the run with look." }));
-    return;
-  }
-  const before = values.slice(0, t).map((value, s) => [s, value ?? 0]).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
-  const [most, rest] = [before.slice(0, 8), before.slice(8)];
-  const rows = most.map(([s, value]) => [[quote(name(s)), ` ${s}`], value]);
-  if (rest.length) rows.push([[`the other ${rest.length}`], rest.reduce((sum, [, value]) => sum + value, 0)]);
-  $("influence").replaceChildren(signedBars(rows, "gains"));
+  const ranked = Array.from({ length: t }, (_, s) => [s, worth.sensitivity[s], worth.influence[s]]).sort((a, b) => b[1] - a[1]).slice(0, 8);
+  const largest = Math.max(1e-9, ranked[0][1]);
+  $("influence").replaceChildren(make("table", {},
+    make("thead", {}, make("tr", {}, ...["token", "", "moves it", "for or against"].map((text, i) => make("th", { className: i > 1 ? "number" : "", textContent: text })))),
+    make("tbody", {}, ...ranked.map(([s, size, signed]) => {
+      const bar = make("div", { className: "bar" });
+      bar.style.setProperty("--v", (size / largest).toFixed(4));
+      return make("tr", {}, make("th", { scope: "row" }, quote(name(s)), ` ${s}`), make("td", { className: "track" }, bar),
+        make("td", { className: "number", textContent: nats(size) }), make("td", { className: "number", textContent: change(signed) }));
+    }))));
 }
 
 function paintReplace() {
-  const { view, t } = state, values = influence(t), chosen = $("victim").dataset.of === `${t}` ? $("victim").value : null;
-  const strongestOne = values ? values.slice(0, t).reduce((best, value, s) => (s > 0 && Math.abs(value) > Math.abs(values[best] ?? 0) ? s : best), t - 1) : t - 1;
+  const { view, t } = state, values = decided(t)?.sensitivity, chosen = $("victim").dataset.of === `${t}` ? $("victim").value : null;
+  const strongestOne = values ? values.slice(0, t).reduce((best, value, s) => (s > 0 && value > values[best] ? s : best), t - 1) : t - 1;
   const first = Math.max(1, t - 400);
   $("victim").replaceChildren(...Array.from({ length: Math.max(0, t - first) }, (_, i) => t - 1 - i).map((s) =>
     make("option", { value: s, textContent: `${s}: ${visible(name(s))}` })));
@@ -849,7 +853,7 @@ async function askAbout(view, t) {
     if (said) said.bytes ??= unpack(said.row);
     if (said && chosen()) paintAll();
   }
-  if (view.tokens[t] && !influence(t) && chosen() && await once("influence", place(t)) && chosen()) {
+  if (view.tokens[t] && !decided(t) && chosen() && await once("influence", place(t)) && chosen()) {
     paintInfluence();
     paintReplace();
     paintText();
