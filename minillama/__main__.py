@@ -43,6 +43,7 @@ from .errors import InputError, missing_package  # noqa: E402
 from .files import check_name, read_bytes  # noqa: E402
 
 MAX_STDIN = 100_000_000  # bytes
+MAX_LOOK = 1_000_000  # bytes of a text that is looked at; how many tokens it may have, the model says
 MAX_TRIALS, MAX_SHOTS = 100_000, 1000
 
 
@@ -141,6 +142,7 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
                      help="continue the run in --out, with the settings it was started with; flags may repeat them, not change them")
     run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
                      help="processor threads (default: all cores); the same number gives the same bits")
+    run.add_argument("--no-look", action="store_true", help="do not write look.html, the page of one held-out document, at the end")
     engine = parser.add_argument_group("engine", "No part of the run: --resume may change it.")
     _add_engine(engine)
     engine.add_argument("--device", metavar="NAME", help="of torch and triton: cpu, mps, cuda, cuda:1 ... (default: a GPU if there is one)")
@@ -171,7 +173,7 @@ def _train(arguments):
     engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention, arguments.graphs)
     request = read_request(out, asked, engine, arguments.resume, arguments.keep_optimizer)
     check_memory(request.config, request.engine)
-    with Console() as console:
+    with Console(looks=not arguments.no_look) as console:
         return train(request, console)
 
 
@@ -397,6 +399,50 @@ def _compare(arguments):
     plot_compare(records, arguments.out, names)
     result["picture"] = str(arguments.out)
     print(json.dumps(result, indent=1) if arguments.json else format_comparison(result))
+
+
+def _add_look(commands):
+    about = "open a model and see what it does, token by token"
+    parser = commands.add_parser("look", formatter_class=Formatter, help=about, description="""\
+A page on this machine, in the browser: what every token cost and what could be known of it, what the model expected instead, where
+each head looked, how the answer formed from layer to layer, and what decided it. Type a text, replace a token, switch a head off.
+With --html the same as one file, to keep or to share: no server, no network. Without a text: one that the run held out.
+
+examples:
+  python -m minillama look runs/nano
+  python -m minillama look runs/nano --text "Tom met Ann in the park"
+  python -m minillama look runs/nano --html nano.html""")
+    _add_run(parser)
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", type=_text, metavar="TEXT", help="what the model reads")
+    text.add_argument("--file", type=_path, metavar="FILE", help="a UTF-8 text file that it reads")
+    parser.add_argument("--checkpoint", metavar="NAME", help="of a run that keeps several: step-000500, say (default: the newest)")
+    parser.add_argument("--html", type=_path, metavar="FILE.html", help="write the page to this file instead of serving it")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the server, on 127.0.0.1 only (default: any that is free)")
+    parser.add_argument("--no-browser", action="store_true", help="print the page's address, and do not open it")
+    parser.set_defaults(command=_look)
+
+
+def _look(arguments):
+    from .look.data import PATIENT_EFFORT, Session
+    from .look.html import write_html
+    from .look.server import serve
+
+    check_number("--port", arguments.port, low=0, high=65535)
+    if arguments.html and arguments.html.is_dir():
+        raise InputError(f"--html must be a file, got the folder {arguments.html}")
+    text = arguments.text
+    if arguments.file:
+        text = _decoded(read_bytes(arguments.file, MAX_LOOK), arguments.file)
+    session = Session(arguments.run, arguments.checkpoint)
+    if text is None:
+        text = session.document(*session.sources[:1])["text"]
+    if not arguments.html:
+        serve(session, text, arguments.port, not arguments.no_browser)
+        return
+    view = session.view(text, influence=True, effort=PATIENT_EFFORT)
+    write_html(arguments.html, view | {"runs": []})              # what else is on this machine is nobody's business
+    print(f"{arguments.html}: {len(view['tokens'])} tokens, {arguments.html.stat().st_size:,} bytes; open it in a browser")
 
 
 def _add_export(commands):
@@ -649,8 +695,8 @@ def main(argv=None):
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     parser.set_defaults(command=lambda _: parser.print_help() or 2)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for add in (_add_train, _add_generate, _add_eval, _add_runs, _add_compare, _add_export, _add_import, _add_tokenizer, _add_info,
-                _add_gradcheck, _add_bench):
+    for add in (_add_train, _add_generate, _add_look, _add_eval, _add_runs, _add_compare, _add_export, _add_import, _add_tokenizer,
+                _add_info, _add_gradcheck, _add_bench):
         add(commands)
     for stream in (sys.stdout, sys.stderr):                      # a character that the terminal cannot show is written as its number
         if hasattr(stream, "reconfigure"):

@@ -31,7 +31,7 @@ def same_run(left, right):
 
 
 def test_a_run_leaves_everything(finished):
-    left = {"config.toml", "fingerprints.json", "tokenizer.model", "metrics.jsonl", "loss.png", "checkpoints"}
+    left = {"config.toml", "fingerprints.json", "tokenizer.model", "metrics.jsonl", "loss.png", "look.html", "checkpoints"}
     assert {p.name for p in finished.iterdir()} == left
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["latest", "step-000010", "step-000012"]
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -15,3 +15,5 @@ TWIN_RUN_BFLOAT16 = 5e-3  # losses in bfloat16 (8 bits) beside NumPy's in float3
 CLIENT_LOGITS = 2e-5  # float32 logits of O(1) in transformers and llama.cpp against ours; gradients, of the largest: 4e-6 is typical
 LLAMA_CPP_NARROW = 2e-2  # float16 or bfloat16 weights, of the largest logit: llama.cpp rounds activations alike, 6e-4 and 5e-3 are typical
 CLIENT_NATS = 1e-4  # log-likelihoods of whole documents in lm-eval: sums of some tens of terms
+LOGIT_PARTS = 1e-5  # float32: what each part of the model wrote into the stream, added up, against a logit of O(10); 1e-6 is typical
+NATS_OF_A_TEXT = 1e-9  # float64 sums of some hundreds of logarithms against the corpus' own bits: 4e-14 is typical

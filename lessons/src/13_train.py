@@ -414,6 +414,34 @@ for prompt in ("Tom met Zoe", "Fenlia is a land", sums, "How are you"):
 # %% [markdown] lang="en"
 # The last prompt is none of its texts. The model goes on with the nearest thing that it knows. It has no way to say that it does not understand.
 #
+# **Look inside.** Which token did it get wrong, what did it look at, and could it have known? `python -m minillama look RUN` opens a page that shows it for any text; `train` leaves such a page, `look.html`, in the run's folder. The numbers behind it are in [`minillama/look`](../minillama/look). Here they are for a story that the model was not trained on. *Known* is what the token costs a reader who knows the grammar and remembers all, but has to find out, as the model has, which kind of text it reads.
+
+# %%
+from minillama.look import inside
+from minillama.look.known import Reader
+
+story = corpus.document("stories", -1, 9)  # no training has the seed -1
+ids = tokenizer.encode(story.text, bos=True)
+losses = inside.losses(inside.forward(ids, engine.params, engine.config).logits, ids)
+reader = Reader(tokenizer)
+known = -np.log([before.tokens[id] for before, id in zip(reader.expect(ids), ids[1:])])
+claim("what is known adds up to the story's bits, and the price of finding out that it is a story",
+      abs(known.sum() - story.bits * np.log(2) + np.log(reader.prior["stories"])) < 1e-9)
+
+worst = int(np.argmax(losses - known)) + 1
+print(f"{story.text}\n\nMost is lost at token {worst}, {tokenizer.pieces[ids[worst]][0]}, after: ...{tokenizer.decode(ids[:worst])[-28:]}")
+print(f"it cost {losses[worst - 1]:.2f} nats, known {known[worst - 1] + 0:.2f}\n\nwhat it read for it (gradient times embedding, both as lengths)")
+read = inside.influence(ids, [worst], engine.params, engine.config).size[0]
+for t in np.argsort(-read)[:4]:
+    print(f"  {t:>3} {tokenizer.pieces[ids[t]][0]:<7} {read[t]:.2f}")
+heads = inside.ablation(ids, engine.params, engine.config)[:, worst - 1]
+layer, head = divmod(int(heads.argmax()), engine.config.n_heads)
+print(f"without head {head} of layer {layer} it would cost {heads.max():+.2f} nats")
+claim("it could have known: nobody can give away what she does not have", known[worst - 1] < 1e-9 < 0.5 < losses[worst - 1])
+
+# %% [markdown] lang="en"
+# "Ann gave Tom the": Ann has the book and nothing else, so nothing else can come. The model has read about the book and about the cup, and hesitates between them. On most other tokens it pays about what is known; there a loss of two nats is not a mistake.
+#
 # ## 8 · Train your own
 #
 # With `RUN=1` in the environment, the next cell trains the same run again and compares it with the committed one: some minutes on two cores. Other processors round differently, so they end at a slightly different loss.

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from ..errors import missing_package
+from ..errors import InputError, missing_package
 from ..evaluate import format_scores, mix_floor
 from ..nn import count_params
 from ..train import Watcher
@@ -19,10 +19,13 @@ def printable(line):
 
 
 class Console(Watcher):
-    """Prints and draws. A context manager: the bar is closed whatever happens."""
+    """Prints and draws. A context manager: the bar is closed whatever happens.
 
-    def __init__(self):
-        self.began = time.perf_counter()
+    looks: bool    write look.html at the end
+    """
+
+    def __init__(self, looks=True):
+        self.looks, self.began = looks, time.perf_counter()
         self.bar = self.inner = self.result = None
         self.draws = True
 
@@ -103,6 +106,24 @@ class Console(Watcher):
             return
         if self.result is not None:
             print(format_scores(self.result))
+        if self.looks:
+            self._look(run)
         seconds = time.perf_counter() - self.began
         prompt = "" if run.config.data else ' --prompt "Tom met"'  # of the built-in text a beginning is known
         print(f"{run.out}: done in {seconds:.0f} s. To let it write: python -m minillama generate {run.out}{prompt}")
+
+    def _look(self, run):
+        """Write look.html. The run is complete and saved: nothing that goes wrong here is worth more than a line."""
+        from ..look.data import write_look
+
+        page = run.out / "look.html"
+        try:
+            write_look(page, run.out, run.mixture.shards)
+        except InputError as error:
+            print(f"no look.html: {error}")
+        except OSError as error:
+            print(f"no look.html: {error.filename or page}: {error.strerror or error}")
+        except MemoryError:
+            print("no look.html: this machine's memory does not suffice")
+        else:
+            print(f"{page}: open it in a browser to see, token by token, what the model does with a text that it was not trained on")

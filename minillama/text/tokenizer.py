@@ -131,6 +131,11 @@ class Tokenizer:
         if text:
             yield self._encode_after(text, prefix, newline)
 
+    def may_cut(self, left, right):
+        """True if no piece reaches across two characters that stand side by side: what is before and what is behind become tokens, each on
+        its own. False for all of a model that is not LLaMA-style (see encode_chunks)."""
+        return self._joined is not None and (left + right).replace(" ", model_file.SPACE) not in self._joined
+
     def decode(self, ids):
         """The text of the ids; the inverse of encode. <s> and </s> have no text. Raises InputError for an id outside the vocabulary."""
         ids = [int(id) for id in ids]
@@ -148,7 +153,7 @@ class Tokenizer:
     def _last_cut(self, text, start):
         """The last place from start on where text can be cut, 0 if there is none."""
         for place in range(len(text) - 1, start - 1, -1):
-            if text[place - 1:place + 1].replace(" ", model_file.SPACE) not in self._joined:
+            if self.may_cut(*text[place - 1:place + 1]):
                 return place
         return 0
 
