@@ -286,7 +286,7 @@ def show(axis, temperature, top_p):
     top = np.argsort(-capital)[:11]
     axis.barh(range(11), p[top], color=[lab.COLOURS[0] if stays[i] else "#cccccc" for i in top])
     axis.set_yticks(range(11), [tokenizer.decode([int(i)]).strip() for i in top])
-    axis.set(xlim=(0, 0.2), ylim=(10.5, -0.5), xlabel="probability")
+    axis.set(xlim=(0, 0.25), ylim=(10.5, -0.5), xlabel="probability")
     axis.set_title(f"temperature {temperature:g}, top-p {top_p:g}")
 
 
@@ -328,7 +328,7 @@ for axis, values, title in zip(axes, (true, facts), ("True documents", "Document
         axis.plot(temperatures, values[c].mean(1), color=lab.COLOURS[c], label=label)
         low, high = values[c].min(1), values[c].max(1)
         axis.fill_between(temperatures, low, high, color=lab.COLOURS[c], alpha=0.2, linewidth=0)
-    axis.set(xlabel="temperature", title=title, ylim=(0, 80))
+    axis.set(xlabel="temperature", title=title, ylim=(0, 90))
 axes[0].set_ylabel("of 100 documents")
 axes[0].legend(loc="lower left")
 plt.show()
@@ -347,7 +347,7 @@ record(cold_facts=facts[0, cold].mean(), warm_facts=facts[0, warm].mean())
 # %% [markdown] lang="en"
 # At temperature 1, {{warm:.0f}} of 100 documents are true; at 0.2, {{cold:.0f}}. But {{warm_facts:.0f}} were facts, and now {{cold_facts:.0f}} are. **Cold sampling drops what is a little less likely, and whole kinds of text with it.** A count of errors does not show that. Heat is worse: {{hot:.0f}} are true at 1.4. With top-p 0.9 it is {{hot_cut:.0f}} again, since the nonsense was in the tail.
 #
-# Between 0.5 and 1 the bands overlap, so these counts give no advice. (Section 2 counted {{true5:.0f}} % at temperature 1: a few hundred documents leave such an uncertainty.) Two models are compared by their loss, or at temperature 1 without a cut.
+# Between 0.5 and 1 the means differ by little more than their bands are wide, so these counts give no advice. (Section 2 counted {{true5:.0f}} % at temperature 1: a few hundred documents leave such an uncertainty.) Two models are compared by their loss, or at temperature 1 without a cut.
 
 # %% [markdown] lang="en"
 # ## 6 · Each token once
