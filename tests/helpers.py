@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = ["--dim", "16", "--n-layers", "1", "--n-heads", "2", "--seq-len", "16", "--max-seq-len", "256", "--batch-size", "3",
          "--grad-accum-steps", "2", "--steps", "12", "--warmup-steps", "3", "--lr", "3e-3", "--eval-every", "4", "--save-every", "5",
-         "--embedding-std", "0.02", "--vocab-size", "290", "--threads", "2"]
+         "--embedding-std", "0.02", "--init-std", "0.02", "--vocab-size", "290", "--threads", "2"]
 RECIPE = TrainConfig(lr=1e-2, seed=3)
 
 
