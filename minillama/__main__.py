@@ -428,7 +428,6 @@ def _look(arguments):
     from .look.html import write_html
     from .look.server import serve
 
-    check_number("--port", arguments.port, low=0, high=65535)
     if arguments.html and arguments.html.is_dir():
         raise InputError(f"--html must be a file, got the folder {arguments.html}")
     text = arguments.text

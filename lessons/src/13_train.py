@@ -418,12 +418,12 @@ for prompt in ("Tom met Zoe", "Fenlia is a land", sums, "How are you"):
 
 # %%
 from minillama.look import inside
-from minillama.look.known import Reader
+from minillama.look.known import PerfectReader
 
 story = corpus.document("stories", -1, 9)  # no training has the seed -1
 ids = tokenizer.encode(story.text, bos=True)
 losses = inside.losses(inside.forward(ids, engine.params, engine.config).logits, ids)
-reader = Reader(tokenizer)
+reader = PerfectReader(tokenizer)
 known = -np.log([before.tokens[id] for before, id in zip(reader.expect(ids), ids[1:])])
 claim("what is known adds up to the story's bits, and the price of finding out that it is a story",
       abs(known.sum() - story.bits * np.log(2) + np.log(reader.prior["stories"])) < 1e-9)
@@ -431,7 +431,7 @@ claim("what is known adds up to the story's bits, and the price of finding out t
 worst = int(np.argmax(losses - known)) + 1
 print(f"{story.text}\n\nMost is lost at token {worst}, {tokenizer.pieces[ids[worst]][0]}, after: ...{tokenizer.decode(ids[:worst])[-28:]}")
 print(f"it cost {losses[worst - 1]:.2f} nats, known {known[worst - 1] + 0:.2f}\n\nwhat it read for it (gradient times embedding, both as lengths)")
-read = inside.influence(ids, [worst], engine.params, engine.config).size[0]
+read = inside.influence(ids, [worst], engine.params, engine.config).sensitivity[0]
 for t in np.argsort(-read)[:4]:
     print(f"  {t:>3} {tokenizer.pieces[ids[t]][0]:<7} {read[t]:.2f}")
 heads = inside.ablation(ids, engine.params, engine.config)[:, worst - 1]

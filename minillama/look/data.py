@@ -17,8 +17,8 @@ more. All losses, costs and influences are in nats; T is the number of tokens wi
     lens                              {top: (L + 1) x T [piece, probability], target_p: (L + 1) x T, of the true next; null at the end}
     contributions                     {names: 2L + 1, target: (T - 1) x (2L + 1) parts of the true next token's logit, logit: T - 1}
     ablation                          (L * H) x T changes of loss with that head off, layer by layer | null where it would take too long
-    influence, sensitivity            T rows, [t][s] for s < t: what embedding s is worth to token t, Influence.signed and .size | both null
-                                      where they were not asked for
+    influence, sensitivity            T rows, [t][s] for s < t: what embedding s is worth to token t, signed and without a sign, see
+                                      inside.Influence | both null where they were not asked for
     history                           {checkpoints: a dozen names, loss: as many x T} | null
     vocabulary                        V pieces | null where there are more than 4096
     sources, runs                     names that `document` takes; folders of other runs
@@ -39,7 +39,7 @@ from ..run.folder import check_fingerprints, holds_run, load, read_config
 from ..text import corpus
 from ..text.model_file import BYTE
 from . import inside
-from .known import Reader
+from .known import PerfectReader
 
 LIKELIEST = 10
 OPTIONS = 64  # at most, of a token
@@ -78,7 +78,7 @@ class Session:
             self.params(checkpoint)                              # or it is not there
             self.shown = checkpoint
         builtin = trained.has_text and not self.run.data and self.tokenizer.may_cut("a", " ")
-        self.reader = Reader(self.tokenizer) if builtin else None  # None: nothing is known of the text
+        self.reader = PerfectReader(self.tokenizer) if builtin else None  # None: nothing is known of the text
         self.sources = list(corpus.SOURCES) if builtin else [Path(name).stem for name in self.run.data] if trained.has_text else []
         self._others = {}
         self.max_text_bytes = 64 * self.config.max_seq_len       # no more can fit the context, but for a very long piece
@@ -181,8 +181,8 @@ class Session:
         """What each token before it is worth to one token: {"influence": T floats, "sensitivity": T floats}, see a view."""
         tokens = self.encode(text)
         self._check_position(position, tokens, lowest=1)
-        signed, size = inside.influence(tokens, [position], self.params(checkpoint), self.config)
-        return {"influence": _rounded(signed[0]), "sensitivity": _rounded(size[0])}
+        signed, sensitivity = inside.influence(tokens, [position], self.params(checkpoint), self.config)
+        return {"influence": _rounded(signed[0]), "sensitivity": _rounded(sensitivity[0])}
 
     def attention(self, text, checkpoint, position):
         """Where every head looked from one position: {"shape": [L, H, T], "row": base64 of uint8}."""
@@ -291,8 +291,8 @@ class Session:
 
     def _influences(self, tokens, params):
         found = inside.influence(tokens, np.arange(1, len(tokens)), params, self.config)
-        signed, size = ([[], *(_rounded(row[:t], 4) for t, row in enumerate(rows, 1))] for rows in found)
-        return {"influence": signed, "sensitivity": size}
+        signed, sensitivity = ([[], *(_rounded(row[:t], 4) for t, row in enumerate(rows, 1))] for rows in found)
+        return {"influence": signed, "sensitivity": sensitivity}
 
     def _history(self, tokens, off):
         names = self.checkpoints

@@ -174,12 +174,12 @@ class Influence(NamedTuple):
     signed: -dloss/dx . x, gradient times input: to first order, how much the loss would rise if the embedding x were 0. Above 0: the
             token helped; below: it misled. Small even where a token matters much: RMSNorm makes a model blind to the length of what
             it reads, and a sure model's loss hardly moves at first
-    size:   |dloss/dx| |x|: how fast the loss moves as x is turned in the direction to which it is most sensitive. No sign, but it finds
-            the tokens that are read
+    sensitivity: |dloss/dx| |x|, how fast the loss moves as x is turned in the direction to which it is most sensitive. No sign, but it
+            finds the tokens that are read
     """
 
     signed: np.ndarray
-    size: np.ndarray
+    sensitivity: np.ndarray
 
 
 def influence(tokens, positions, params, config):
@@ -203,6 +203,6 @@ def influence(tokens, positions, params, config):
         dlogits[rows, asked - 1, tokens[asked]] -= 1
         dx = model_backward(dlogits, cache)["tok_embeddings"]    # (B * T, D)
         signed = -np.einsum("nd,nd->n", dx, x, dtype=np.float64)
-        size = np.linalg.norm(dx, axis=1) * np.linalg.norm(x, axis=1)
-        found[:, first:first + B, :T] = np.stack([signed, size]).reshape(2, B, T)
+        sensitivity = np.linalg.norm(dx, axis=1) * np.linalg.norm(x, axis=1)
+        found[:, first:first + B, :T] = np.stack([signed, sensitivity]).reshape(2, B, T)
     return Influence(*found)

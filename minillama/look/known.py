@@ -96,7 +96,7 @@ class Expectation(NamedTuple):
     options: list
 
 
-class Reader:
+class PerfectReader:
     """Knows grammar and tokenizer.
 
     prior: dict    source -> probability at the start of a document. A source's share of the batches is of tokens, so that of documents

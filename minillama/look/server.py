@@ -20,7 +20,6 @@ from ..config import check_number
 from ..errors import InputError
 from .html import html, policy
 
-MAX_TEXT = 1 << 16                                               # bytes of UTF-8, where the session does not say
 MAX_DRAINED = 1 << 24                                            # bytes of a refused request that are read, or the answer gets lost
 PATIENCE = 30                                                    # seconds that a request may take to arrive
 
@@ -94,7 +93,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.session, self.computing = session, threading.Lock()
         self.token, self.port = secrets.token_urlsafe(16), self.server_address[1]
-        self.max_text = getattr(session, "max_text_bytes", MAX_TEXT)
+        self.max_text = session.max_text_bytes
         self.page = html(view | {"live": True}).encode()
 
     @property

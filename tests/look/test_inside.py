@@ -157,7 +157,7 @@ def test_influence_is_the_slope_of_the_loss(params):
     x = params["tok_embeddings"][tokens]                         # (T, D)
     close(found.signed, -slopes(tokens, asked, params, np.tile(x, (len(asked), 1, 1))), FINITE_DIFFERENCE)
     along = [slopes(tokens, asked, params, np.broadcast_to(row, (len(asked), *x.shape))) for row in np.eye(CONFIG.dim)]
-    close(found.size, np.sqrt(np.square(along).sum(0)) * np.linalg.norm(x, axis=1), FINITE_DIFFERENCE)
+    close(found.sensitivity, np.sqrt(np.square(along).sum(0)) * np.linalg.norm(x, axis=1), FINITE_DIFFERENCE)
     for rows in found:
         assert all((row[t:] == 0).all() and row[:t].all() for t, row in zip(asked, rows))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import NATS_OF_A_TEXT
 
-from minillama.look.known import Reader, costs, follow
+from minillama.look.known import PerfectReader, costs, follow
 from minillama.text.corpus import SHARES, SOURCES, derive, document
 from minillama.text.tokenizer import Tokenizer
 
@@ -21,7 +21,7 @@ def texts(count, seed):
 
 @pytest.fixture(scope="module", params=[512, "chars"])
 def reader(request):
-    return Reader(Tokenizer.train(texts(2000, seed=1), request.param))
+    return PerfectReader(Tokenizer.train(texts(2000, seed=1), request.param))
 
 
 def nats(reader, text):
@@ -81,7 +81,7 @@ def test_a_token_says_where_no_piece_is():
     """Where the words of a choice are tokenised differently, the first token's probability is that of all words which begin with it:
     counted over documents, and not what its characters alone would say."""
     tokenizer = Tokenizer.train(texts(2000, seed=1), 512)
-    reader, counts, before = Reader(tokenizer), Counter(), tokenizer.encode(STORY + "Ann had a", bos=True)
+    reader, counts, before = PerfectReader(tokenizer), Counter(), tokenizer.encode(STORY + "Ann had a", bos=True)
     for i in range(2000):
         text = document("stories", 2, i).text
         colour = text.split(" had a ")[2].split(" ")[0]
