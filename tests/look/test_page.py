@@ -308,6 +308,28 @@ def test_a_text_that_is_refused(page, server, text, said):
     page.wait(lambda: "Ann" in page.text("#token-1") and not page["#error"].is_displayed(), "the page goes on")
 
 
+def test_a_refusal_stays(page, server):
+    """The page asks for the influence of the chosen token by itself: an answer to that must not hide what was said of a bad text."""
+    page.open(server.url)
+    page.wait(page.is_quiet, "the page is ready")
+    page.js("""
+        const asked = window.fetch;
+        window.fetch = async (url, options) => {
+          const answer = await asked(url, options);
+          if (url.endsWith("influence")) {
+            await new Promise((resume) => setTimeout(resume, 1500));
+            setTimeout(() => { window.late = true; }, 200);      // when the page has read it
+          }
+          return answer;
+        };""")
+    page["#text"].send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: "computing" in page.text("#busy"), "influence is asked for")
+    page.look_at("\ud800")
+    page.wait(lambda: page["#error"].is_displayed(), "a sentence")
+    page.wait(lambda: page.js("return window.late === true"), "the late answer")
+    assert page["#error"].is_displayed() and "surrogate" in page.text("#error")
+
+
 def test_a_server_that_has_ended(page, session):
     with listen(session, "Ann") as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -81,6 +81,9 @@ function shade(node, value, full = FULL, blue = false) {
 
 const turns = {};
 
+/** What the page asks by itself: its answer must not take away the sentence that refuses what the reader has asked. */
+const UNASKED = new Set(["influence", "attention"]);
+
 /** What the server says. Undefined if it was asked again in the meantime, or could not answer, which the page then shows. */
 async function ask(what, body) {
   const turn = turns[what] = (turns[what] || 0) + 1;
@@ -94,8 +97,10 @@ async function ask(what, body) {
   }
   if (turn !== turns[what]) return undefined;
   $("busy").textContent = "";
-  $("error").hidden = !said.error;
-  $("error").textContent = said.error ? visible(said.error) : "";
+  if (said.error || !UNASKED.has(what)) {
+    $("error").hidden = !said.error;
+    $("error").textContent = said.error ? visible(said.error) : "";
+  }
   return said.error ? undefined : said;
 }
 
