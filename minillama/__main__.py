@@ -31,7 +31,9 @@ from .config import (  # noqa: E402
     ENGINES,
     FILE_DTYPES,
     FORMATS,
+    GPUS,
     MAX_THREADS,
+    PARALLEL,
     PRESETS,
     TRAIN_DTYPES,
     EngineConfig,
@@ -581,13 +583,25 @@ def _tokenizer_decode(arguments):
 
 def _add_info(commands):
     parser = commands.add_parser("info", formatter_class=Formatter, help="what a model is made of and what it costs", description="""\
-Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside the paper's, of a run or a preset.
+Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside the paper's, of a run or a preset. With --gpus also
+what a training on several GPUs would take: memory, bytes on the wire, speed, days, energy, and what is assumed.
 
 examples:
   python -m minillama info nano
-  python -m minillama info 65B --json""")
+  python -m minillama info 65B --json
+  python -m minillama info 65B --gpus 2048
+  python -m minillama info 7B --gpus 8 --gpu h100
+
+--json with --gpus has also "gpus": {"count", "gpu", "parallel", "memory_bytes": {"triton", "torch", "processor"}, "fits", "rows",
+"batch_size", "micro_batches", "largest_batch_size", "sent_bytes", "sent_seconds", "compute_seconds", "waiting_seconds",
+"tokens_per_s_gpu", "days", "gpu_hours", "mwh", "tco2eq", "paper", "assumed"}. Memory is of a GPU with each engine, and of a process on a
+processor; rows, bytes and seconds are of a GPU and a step, batch_size of a micro-batch; null where it is unknown.""")
     parser.add_argument("name", type=_path, metavar="RUN|PRESET",
                         help=f"folder of a run, a model that `import` reads, or one of {', '.join(PRESETS)}")
+    parser.add_argument("--gpus", type=int, metavar="N", help="plan a training on N GPUs, in machines of 8")
+    parser.add_argument("--gpu", choices=GPUS, help="which GPU: NVIDIA's SXM versions (default a100, the paper's, with 80 GB)")
+    parser.add_argument("--parallel", choices=PARALLEL,
+                        help="fsdp: all that is learned is split over the GPUs; ddp: each has all parameters (default fsdp)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(command=_info)
 
@@ -595,9 +609,15 @@ examples:
 def _info(arguments):
     from .report.bench import sgemm_rate
     from .report.plan import format_plan, plan
+    from .report.scale import format_scale, scale
     from .run.config import IMPORTED
     from .run.folder import describe
 
+    for flag in ("gpu", "parallel"):
+        if getattr(arguments, flag) and arguments.gpus is None:
+            raise InputError(f"--gpus must be given with --{flag}, got none")
+    if arguments.gpus is not None:
+        check_number("--gpus", arguments.gpus, low=1)
     name, trained_here = str(arguments.name), True
     if name not in PRESETS and arguments.name.exists():
         config, title = describe(arguments.name)
@@ -607,7 +627,11 @@ def _info(arguments):
     else:
         raise InputError(f"{name} is neither a run, nor a model, nor a preset ({', '.join(PRESETS)})")
     figures = plan(model, recipe, name, trained_here, sgemm_rate(machine.default_threads()))
-    print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else format_plan(title, model, figures))
+    page = format_plan(title, model, figures)
+    if arguments.gpus is not None:
+        figures["gpus"] = scale(model, recipe, arguments.gpus, arguments.gpu or "a100", arguments.parallel, name, figures["train_tokens"])
+        page += "\n" + format_scale(recipe, figures["gpus"])
+    print(json.dumps(dataclasses.asdict(model) | figures, indent=1) if arguments.json else page)
 
 
 def _add_gradcheck(commands):

@@ -16,9 +16,11 @@ FORMATS = {  # what a model is exported as; a module of `interop` each
     "meta": "params.json and consolidated.00.pth, as Meta's code reads them",
 }
 FILE_DTYPES = ("f32", "f16", "bf16")  # of exported weights: float32, float16, bfloat16
+GPUS = ("a100", "h100", "h200")  # what `info` plans for; report/scale.py has their figures
 ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.factory` builds them
 ATTENTIONS = ("triton", "cudnn", "flash")  # what computes attention of engine triton
 TRAIN_DTYPES = ("float32", "bfloat16")  # what the engines torch and triton train in
+PARALLEL = ("ddp", "fsdp")  # how several processes share a training: whole parameters in each, or all of it split
 MAX_INT = 2**31 - 1  # of a setting whose own limit is not lower
 MAX_THREADS = 1024
 
@@ -144,16 +146,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model shape with the training settings that suit it; gpu_hours is the paper's table 15 (A100-80GB), where it has one."""
+    """A model shape with the training settings that suit it; gpu_hours (A100-80GB), mwh and tco2eq are the paper's table 15, where it
+    has one."""
 
     about: str
     model: dict
     train: dict
     gpu_hours: int | None = None
     train_tokens: float | None = None
+    mwh: int | None = None
+    tco2eq: int | None = None
 
 
-def _paper(dim, n_layers, n_heads, lr, eps, tokens, gpu_hours, name):
+def _paper(dim, n_layers, n_heads, lr, eps, tokens, gpu_hours, mwh, tco2eq, name):
     batch_tokens = 4 * 2**20
     return Preset(
         f"LLaMA-1 {name} [LLaMA table 2]",
@@ -161,6 +166,8 @@ def _paper(dim, n_layers, n_heads, lr, eps, tokens, gpu_hours, name):
         dict(lr=lr, batch_size=1, grad_accum_steps=batch_tokens // 2048, seq_len=2048, steps=round(tokens / batch_tokens)),
         gpu_hours,
         tokens,
+        mwh,
+        tco2eq,
     )
 
 
@@ -181,10 +188,10 @@ PRESETS = {
         dict(dim=512, n_layers=10, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=512),
         dict(steps=10_000, batch_size=16, seq_len=512, lr=6e-4, warmup_steps=500, init_std=0, eval_every=500, save_every=500),
     ),
-    "7B": _paper(4096, 32, 32, 3.0e-4, 1e-6, 1.0e12, 82_432, "7B"),
-    "13B": _paper(5120, 40, 40, 3.0e-4, 1e-6, 1.0e12, 135_168, "13B"),
-    "33B": _paper(6656, 60, 52, 1.5e-4, 1e-6, 1.4e12, 530_432, "33B"),
-    "65B": _paper(8192, 80, 64, 1.5e-4, 1e-5, 1.4e12, 1_022_362, "65B"),
+    "7B": _paper(4096, 32, 32, 3.0e-4, 1e-6, 1.0e12, 82_432, 36, 14, "7B"),
+    "13B": _paper(5120, 40, 40, 3.0e-4, 1e-6, 1.0e12, 135_168, 59, 23, "13B"),
+    "33B": _paper(6656, 60, 52, 1.5e-4, 1e-6, 1.4e12, 530_432, 233, 90, "33B"),
+    "65B": _paper(8192, 80, 64, 1.5e-4, 1e-5, 1.4e12, 1_022_362, 449, 173, "65B"),
 }
 
 

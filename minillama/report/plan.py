@@ -66,8 +66,9 @@ def check_memory(config, engine):
         needed["training"] = train_memory(config.model, recipe.batch_size, recipe.seq_len)["total"]
     for what, size in needed.items():
         if there and size > there:
-            raise InputError(f"{what} needs about {_size(size)} of memory ({count_params(config.model):,} parameters, {rows:,} rows of "
-                             f"{recipe.seq_len:,} tokens a step), and this machine has {_size(there)}: choose a smaller model or batch")
+            raise InputError(f"{what} needs about {format_size(size)} of memory ({count_params(config.model):,} parameters, {rows:,} rows "
+                             f"of {recipe.seq_len:,} tokens a step), and this machine has {format_size(there)}: choose a smaller model or "
+                             "batch")
 
 
 ELSEWHERE = ("steps", "train_tokens", "train_flops", "gpu_hours_estimate", "hours_here")  # unknown of what was trained elsewhere
@@ -102,7 +103,7 @@ def plan(config, recipe, preset_name=None, trained_here=True, rate=None):
     return figures if trained_here else figures | dict.fromkeys(ELSEWHERE)
 
 
-def _size(n):
+def format_size(n):
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
@@ -110,17 +111,17 @@ def _size(n):
     return f"{n:,.0f} TB"
 
 
-def _duration(hours):
+def format_duration(hours):
     for unit, size in (("years", 8766), ("days", 24), ("hours", 1), ("minutes", 1 / 60)):
         if hours >= 2 * size:
             return f"{hours / size:,.0f} {unit}"
-    return f"{3600 * hours:.0f} seconds"
+    return f"{3600 * hours:.3g} seconds"
 
 
 def format_plan(title, config, figures):
     """`plan` as a page for people."""
     memory = figures["memory_bytes"]
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if name != "total")
+    parts = ", ".join(f"{name} {format_size(size)}" for name, size in memory.items() if name != "total")
     paper = ""
     if figures["gpu_hours_paper"]:
         paper = f"; the paper's {figures['gpu_hours_paper']:,} are {100 * figures['mfu_paper']:.0f}% of it [LLaMA table 15]"
@@ -131,7 +132,7 @@ def format_plan(title, config, figures):
         rate = f"{100 * ASSUMED_MFU:.0f}% of {A100_FLOPS / 1e12:.0f} TFLOP/s"
         hours = [f"  A100 GPU-hours   {figures['gpu_hours_estimate']:,.3g} at {rate}{paper}"]
         if figures["hours_here"] is not None:
-            here = _duration(figures["hours_here"])
+            here = format_duration(figures["hours_here"])
             hours.append(f"  time here        about {here} with the NumPy engine, by the speed of this machine's matrix products")
     return "\n".join([
         title,
@@ -140,6 +141,6 @@ def format_plan(title, config, figures):
         f"  parameters       {figures['parameters']:,}",
         f"  training         {training}",
         f"  arithmetic       {figures['flops_per_token']:.3g} FLOP a token{in_all}",
-        f"  memory to train  {_size(memory['total'])} in float32 with the NumPy engine: {parts}",
+        f"  memory to train  {format_size(memory['total'])} in float32 with the NumPy engine: {parts}",
         *hours,
     ])
