@@ -19,6 +19,7 @@ FILE_DTYPES = ("f32", "f16", "bf16")  # of exported weights: float32, float16, b
 ENGINES = ("auto", "numpy", "torch", "triton")  # what can compute; `engine.factory` builds them
 ATTENTIONS = ("triton", "cudnn", "flash")  # what computes attention of engine triton
 TRAIN_DTYPES = ("float32", "bfloat16")  # what the engines torch and triton train in
+PARALLEL = ("ddp", "fsdp")  # how several processes share a training: whole parameters in each, or all of it split
 MAX_INT = 2**31 - 1  # of a setting whose own limit is not lower
 MAX_THREADS = 1024
 
@@ -73,6 +74,7 @@ class EngineConfig:
     dtype:     of torch and triton: one of TRAIN_DTYPES; to infer only, also float16
     attention: of triton: one of ATTENTIONS
     graphs:    of torch and triton on CUDA: False queues every kernel of a step one by one
+    parallel:  of torch and triton in several processes: one of PARALLEL
     """
 
     name: str = "auto"
@@ -80,6 +82,7 @@ class EngineConfig:
     dtype: str | None = None
     attention: str | None = None
     graphs: bool | None = None
+    parallel: str | None = None
 
 
 @dataclass(frozen=True)
