@@ -16,7 +16,7 @@ from minillama import machine
 from minillama.config import TrainConfig
 from minillama.engine.protocol import Diverged, StepResult, diagnosis
 from minillama.errors import InputError
-from minillama.nn import IGNORE, init_params, param_shapes
+from minillama.nn import IGNORE, fresh_params, param_shapes
 from minillama.nn.model import check_tokens
 
 from . import reference
@@ -105,9 +105,9 @@ class Arena:
         self.views = {name: parts[name].view(shape) for name, shape in shapes.items()}
 
     def fill(self, arrays):
-        """Copy a dict of NumPy arrays in."""
-        for name, view in self.views.items():
-            view.copy_(torch.tensor(arrays[name]))
+        """Copy (name, NumPy array) pairs in."""
+        for name, array in arrays:
+            self.views[name].copy_(torch.tensor(array))
 
     def numpy(self):
         """dict name -> NumPy array. On the processor they are views, as in NumpyEngine."""
@@ -115,7 +115,7 @@ class Arena:
 
 
 class TorchEngine:
-    """Engine `torch` (kernels="reference") or `triton`.
+    """Engine `torch` (kernels="reference") or `triton`, in one process; parallel.py has those of several.
 
     threads:   processor threads, if the device is the processor
     device:    "cuda", "cuda:1", "mps", "cpu"; None takes the first of these kinds that this machine has
@@ -128,6 +128,8 @@ class TorchEngine:
     (`clip_coefficient`). All that changes from step to step is copied there, to tensors that stay where they are.
     """
 
+    _inferring = staticmethod(torch.inference_mode)
+
     def __init__(self, model_config, train_config=None, params=None, threads=None, device=None, kernels="reference", dtype=None,
                  attention=None, graphs=None):
         """Without train_config the engine cannot train; without params it starts from fresh ones."""
@@ -139,16 +141,13 @@ class TorchEngine:
             torch.set_num_threads(threads or machine.default_threads())
         if params is None:
             recipe = train_config or TrainConfig()
-            params = init_params(model_config, recipe.seed, embedding_std=recipe.embedding_std, std=recipe.init_std)
-        shapes = param_shapes(model_config)
-        with self._explained(f"a model of {sum(map(math.prod, shapes.values())):,} parameters", "choose a smaller one"):
-            self._params = Arena(shapes, torch.float32, self.device)
-            self._rounded = None if self.dtype == torch.float32 else Arena(shapes, self.dtype, self.device)
-            if train_config:
-                self._grads, self._m, self._v = (Arena(shapes, torch.float32, self.device) for _ in range(3))
-        self._set_params(params)
-        self.model = Llama(model_config, kernels, self.attention, params=(self._rounded or self._params).views)
-        self.model.requires_grad_(train_config is not None)
+            params = fresh_params(model_config, recipe.seed, embedding_std=recipe.embedding_std, std=recipe.init_std)
+        else:
+            params = params.items()
+        size = sum(map(math.prod, param_shapes(model_config).values()))
+        with self._explained(f"a model of {size:,} parameters", "choose a smaller one"):
+            self._build(kernels, params)
+        self._kind = type(self.model)
         cuda = self.device.type == "cuda"
         self._graphs = Graphs(self.device) if train_config and cuda and graphs is not False else None
         if train_config:
@@ -158,9 +157,25 @@ class TorchEngine:
             self._factors = torch.zeros(2, 3, device=self.device)  # of AdamW: of the matrices, of the norm gains
             self._result = torch.zeros(2, device=self.device)    # loss, norm
             self._first = True                                   # of a step's micro-batches
+
+    def _build(self, kernels, params):
+        """Allocate all that is learned, and the model that computes with it. params: (name, array) pairs."""
+        shapes = param_shapes(self.config)
+        self._params = Arena(shapes, torch.float32, self.device)
+        self._rounded = None if self.dtype == torch.float32 else Arena(shapes, self.dtype, self.device)
+        if self.recipe:
+            self._grads, self._m, self._v = (Arena(shapes, torch.float32, self.device) for _ in range(3))
+        self._set_params(params)
+        self.model = Llama(self.config, kernels, self.attention, params=(self._rounded or self._params).views)
+        self._take_gradients()
+
+    def _take_gradients(self):
+        """Let autograd hand over each gradient as soon as it is complete."""
+        self.model.requires_grad_(self.recipe is not None)
+        if self.recipe:
             for name, parameter in self.model.named_parameters():
                 parameter.register_post_accumulate_grad_hook(self._receive(name))
-            if self.name == "triton" and cuda:
+            if self.name == "triton" and self.device.type == "cuda":
                 self._sum_in_products()
 
     @property
@@ -220,20 +235,21 @@ class TorchEngine:
         return self._host(array).to(self.device, non_blocking=self.device.type == "cuda")
 
     def train_step(self, batches, lr):
-        if type(self.model) is not Llama:
+        if type(self.model) is not self._kind:
             raise InputError(f"the model of an engine must be the Llama that it made, got {type(self.model).__name__}: the engine takes "
                              "each gradient as soon as it is complete, before another process's gradient could be added")
         for tokens, _ in batches:
             check_tokens(tokens, self.config)
-        scored = [int((targets != IGNORE).sum()) for _, targets in batches]
+        total = max(sum(_scored(targets) for _, targets in batches), 1)
+        batches = self._own(batches)
         r, first = self.recipe, True
         with self._explained_batch(batches):
-            for (tokens, targets), count in zip(batches, scored):
+            for tokens, targets in batches:
                 shape = tuple(tokens.shape)
                 if shape not in self._batches:
                     self._batches[shape] = torch.zeros(2, *shape, dtype=torch.int64, device=self.device)
                 self._send(self._batches[shape], np.stack((tokens, targets)))
-                self._send(self._share, count / max(sum(scored), 1))
+                self._send(self._share, _scored(targets) / total)
                 self._run((shape, first), partial(self._micro_batch, self._batches[shape], first))
                 first = False
             decays = r.weight_decay, 0.0                         # of the matrices, of the norm gains
@@ -241,10 +257,21 @@ class TorchEngine:
             self._run("update", self._update)
             loss, norm = self._result.tolist()                   # the one line that waits for the device
         if not math.isfinite(loss + norm):
-            params, grads = self._params.views, self._grads.views
-            raise Diverged(diagnosis(self.step + 1, loss, norm, params, grads, lambda tensor: bool(tensor.isfinite().all())))
+            raise Diverged(diagnosis(self.step + 1, loss, norm, *self._are_finite(*self._tensors()), bool))
         self.step += 1
         return StepResult(loss, norm)
+
+    def _own(self, batches):
+        """The micro-batches that this process computes."""
+        return batches
+
+    def _tensors(self):
+        """Parameters and gradients by name, for the search of one that is not finite."""
+        return self._params.views, self._grads.views
+
+    def _are_finite(self, *kinds):
+        """For each dict of tensors, one of bool: name -> whether all values are finite."""
+        return [{name: bool(tensor.isfinite().all()) for name, tensor in tensors.items()} for tensors in kinds]
 
     def _run(self, key, function):
         if self._graphs:
@@ -262,46 +289,47 @@ class TorchEngine:
     def _update(self):
         """Clipping, and AdamW on the matrices, which decay, and on the norm gains, which do not. If the loss or the norm is not finite
         the coefficient is 0, and nothing changes."""
-        r, n = self.recipe, self._params.matrices
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
                 self._grads.views[name].zero_()
-        norm, coefficient = self._optim.clip_coefficient(self._grads.flat, r.grad_clip)
-        coefficient = torch.where(self._loss.isfinite(), coefficient, 0)
-        for part, factors in zip((slice(0, n), slice(n, None)), self._factors):
-            tensors = (arena.flat[part] for arena in (self._params, self._grads, self._m, self._v))
-            copy = self._rounded.flat[part] if self._rounded else None
-            self._optim.adamw_update(*tensors, factors, r.beta1, r.beta2, r.eps, coefficient, copy)
+        norm, coefficient = self._optim.clip_coefficient(self._grads.flat, self.recipe.grad_clip)
+        self._adamw(self._grads, torch.where(self._loss.isfinite(), coefficient, 0))
         torch.stack((self._loss, norm), out=self._result)
 
-    @torch.inference_mode()
+    def _adamw(self, grads, coefficient):
+        r, n = self.recipe, self._params.matrices
+        for part, factors in zip((slice(0, n), slice(n, None)), self._factors):
+            tensors = (arena.flat[part] for arena in (self._params, grads, self._m, self._v))
+            copy = self._rounded.flat[part] if self._rounded else None
+            self._optim.adamw_update(*tensors, factors, r.beta1, r.beta2, r.eps, coefficient, copy)
+
     def loss(self, tokens, targets):
         check_tokens(tokens, self.config)
-        count = int((targets != IGNORE).sum())
-        with self._explained_batch([(tokens, targets)]):
+        count = _scored(targets)
+        with self._explained_batch([(tokens, targets)]), self._inferring():
             return float(self.model(self._tensor(tokens), self._tensor(targets))) * count, count
 
-    @torch.inference_mode()
     def logits(self, tokens):
         check_tokens(tokens, self.config)
-        return self.model(self._tensor(tokens)).float().numpy(force=True)
+        with self._inferring():
+            return self.model(self._tensor(tokens)).float().numpy(force=True)
 
     def new_cache(self, batch_size=1, capacity=None):
         return KVCache(self.config, batch_size, capacity, self.dtype, self.device)
 
-    @torch.inference_mode()
     def decode(self, tokens, cache):
         check_tokens(tokens, self.config, past=cache.length)
-        return self.model.decode(self._tensor(tokens), cache).float().numpy(force=True)
+        with self._inferring():
+            return self.model.decode(self._tensor(tokens), cache).float().numpy(force=True)
 
     def state(self):
         return {"step": self.step, "params": self._params.numpy(), "m": self._m.numpy(), "v": self._v.numpy()}
 
     def load_state(self, state):
         self.step = state["step"]
-        self._set_params(state["params"])
-        self._m.fill(state["m"])
-        self._v.fill(state["v"])
+        self._set_params(state["params"].items())
+        self._m.fill(state["m"].items())
+        self._v.fill(state["v"].items())
 
     def _explained_batch(self, batches):
         rows, T = max((tokens.shape for tokens, _ in batches), key=math.prod)
@@ -319,6 +347,11 @@ class TorchEngine:
             raise InputError(f"{what} does not fit the memory of {self.device}, {size:.1f} GiB: {remedy}") from error
         except ValueError as error:
             raise InputError(f"engine {self.name} cannot compute this: {error}") from error
+
+
+def _scored(targets):
+    """Number of targets that count."""
+    return int((targets != IGNORE).sum())
 
 
 def _memory(device):

@@ -68,6 +68,10 @@ class Layer(torch.nn.Module):
         """(B, T, D) -> (B, T, D)."""
         return self.block(x, self.params(), cos, sin, self.config)
 
+    def decode(self, x, cos, sin, kv):
+        """forward for the next positions, in plain PyTorch; kv as in reference.block_forward."""
+        return reference.block_forward(x, self.params(), cos, sin, self.config, kv=kv)
+
 
 class Llama(torch.nn.Module):
     """The model. The loss is computed inside `forward`, where a library that shards parameters has gathered the output head.
@@ -123,7 +127,7 @@ class Llama(torch.nn.Module):
         cos, sin = self.tables(cache.length, end)
         x = reference.embedding_forward(tokens, self.tok_embeddings)
         for i, layer in enumerate(self.layers):
-            x = reference.block_forward(x, layer.params(), cos, sin, self.config, kv=partial(cache.extend, i))
+            x = layer.decode(x, cos, sin, partial(cache.extend, i))
         cache.length = end
         return reference.linear_forward(reference.rmsnorm_forward(x, self.norm, self.config.norm_eps), self.output)
 

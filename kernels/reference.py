@@ -92,7 +92,12 @@ def clip_coefficient(grad, max_norm):
     wait for the device to learn whether the norm is finite.
     """
     norm = torch.linalg.vector_norm(grad)
-    return norm, torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1), 0)
+    return norm, coefficient_of(norm, max_norm)
+
+
+def coefficient_of(norm, max_norm):
+    """The coefficient alone, of a norm that is known: that of gradients in several processes, say."""
+    return torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1), 0)
 
 
 def adamw_factors(step, lr, beta1, beta2, weight_decay):

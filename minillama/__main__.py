@@ -20,6 +20,7 @@ import itertools  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
+from contextlib import nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from . import __version__, machine  # noqa: E402
@@ -41,12 +42,14 @@ from .config import (  # noqa: E402
     TrainConfig,
     check_number,
 )
-from .errors import InputError, missing_package  # noqa: E402
+from .errors import InputError, Told, sentence  # noqa: E402
 from .files import check_name, read_bytes  # noqa: E402
+from .world import EXAMPLE, check_restarts, check_rows, open_world, settle_parallel  # noqa: E402
 
 MAX_STDIN = 100_000_000  # bytes
 MAX_LOOK = 1_000_000  # bytes of a text that is looked at; how many tokens it may have, the model says
 MAX_TRIALS, MAX_SHOTS = 100_000, 1000
+TIMEOUT, MAX_TIMEOUT = 1800.0, 1e6  # seconds: a checkpoint of many gigabytes takes minutes to reach a disk
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -63,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         words = message.removeprefix("unrecognized arguments: ").split() if message.startswith("unrecognized arguments") else []
         files = [word for word in words if os.path.isfile(word)]
         hint = f"; a text is given with --data {files[0]}" if files and self.prog.endswith((" train", "minillama")) else ""
-        self.exit(2, f"error: {message}{hint} ({self.prog} --help)\n")
+        first = os.environ.get("LOCAL_RANK", "0") == "0"         # of several processes on a machine one says it
+        self.exit(2, f"error: {message}{hint} ({self.prog} --help)\n" if first else None)
 
 
 def _path(text):
@@ -120,10 +124,13 @@ examples:
   python -m minillama train --data prose.txt=0.35 --data facts.jsonl=0.65 --preset micro
   python -m minillama train --resume --out runs/book
   python -m minillama train --from runs/nano --data book.txt --lr 3e-4 --steps 500 --out runs/tuned
+  {EXAMPLE} --preset small
 
 Ctrl-C finishes the step, saves and exits with status 130; --resume continues, with the NumPy engine to the very same bits.
 A preset replaces LLaMA-1's values, --config replaces the preset's, and a flag replaces them all.
-With --from, shape and tokenizer are those of the model; the preset's recipe, schedule and steps are the run's own.""")
+With --from, shape and tokenizer are those of the model; the preset's recipe, schedule and steps are the run's own.
+torchrun starts several processes, one for each GPU. They share the rows of every step, whose batch is the same for any number
+of them; missing rows are filled up with rows that are not scored. --resume may change their number.""")
     data = parser.add_argument_group("text")
     data.add_argument("--data", action="append", metavar="FILE[=WEIGHT]", default=argparse.SUPPRESS,
                       help="a UTF-8 text file (one document) or .jsonl (one per line, under \"text\"); repeat it to mix "
@@ -152,6 +159,11 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
                         help="of torch and triton, to compute in; the weights learned are float32 (default bfloat16 on CUDA)")
     engine.add_argument("--attention", choices=ATTENTIONS,
                         help="of triton: what computes attention (default: cudnn on an H100, H200 or B200, else triton)")
+    engine.add_argument("--parallel", choices=PARALLEL,
+                        help="of torch and triton under torchrun: ddp, whole parameters in every process, or fsdp, all that is learned "
+                             "split over them (default ddp)")
+    engine.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S",
+                        help=f"seconds that one process waits for another before it gives up (default {TIMEOUT:g})")
     engine.add_argument("--no-graphs", dest="graphs", action="store_const", const=False,
                         help="of torch and triton on CUDA: queue every kernel of a step, instead of replaying recorded ones (CUDA graphs)")
     _add_config_flags(parser.add_argument_group("recipe"), TrainConfig)
@@ -160,23 +172,42 @@ With --from, shape and tokenizer are those of the model; the preset's recipe, sc
 
 
 def _train(arguments):
-    from .report.console import Console
-    from .report.plan import check_memory
     from .run.config import MODEL_KEYS, TOP_KEYS, TRAIN_KEYS, merged, read_toml
-    from .run.open import read_request
-    from .train import train
 
+    check_number("--timeout", arguments.timeout, float, above=0, high=MAX_TIMEOUT)
     given = vars(arguments)
     flags = {key: given[key] for key in TOP_KEYS if key in given}
     flags |= {"model": {key: given[key] for key in MODEL_KEYS if key in given and key != "vocab_size"},
               "train": {key: given[key] for key in TRAIN_KEYS if key in given}}
-    asked = merged(read_toml(arguments.config) if arguments.config else {}, flags)
-    out = arguments.out or _default_out(asked, arguments.resume)
-    engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention, arguments.graphs)
-    request = read_request(out, asked, engine, arguments.resume, arguments.keep_optimizer)
-    check_memory(request.config, request.engine)
-    with Console(looks=not arguments.no_look) as console:
-        return train(request, console)
+    with open_world(arguments.timeout) as world:
+        asked = world.together(lambda: merged(read_toml(arguments.config) if arguments.config else {}, flags))
+        return _train_in(world, arguments, asked)
+
+
+def _train_in(world, arguments, asked):
+    """Settle what was asked for, and train. Several processes all do this."""
+    from .report.console import Console
+    from .report.plan import check_memory
+    from .run.folder import holds_run
+    from .run.open import facts, read_request
+    from .train import Watcher, train
+
+    engine = EngineConfig(arguments.engine, arguments.device, arguments.dtype, arguments.attention, arguments.graphs,
+                          settle_parallel(arguments.parallel, world))
+    check_restarts(world, arguments.resume, arguments.out)
+    out = arguments.out or world.same(_default_out(asked, arguments.resume))
+
+    def settled():
+        resume = arguments.resume and (holds_run(out) or not world.restarts)
+        request = read_request(out, asked, engine, resume, arguments.keep_optimizer)
+        check_rows(request.config.train, world)
+        check_memory(request.config, request.engine)
+        return request
+
+    request = world.together(settled)
+    world.agree(lambda: facts(request))
+    with Console(looks=not arguments.no_look) if world.rank == 0 else nullcontext(Watcher()) as watcher:
+        return train(request, watcher, world)
 
 
 def _default_out(asked, resume):
@@ -729,23 +760,15 @@ def main(argv=None):
         if signal.getsignal(signal.SIGINT) is _leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return arguments.command(arguments) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:                         # a library is imported where it is used
-        if (sentence := missing_package(error)) is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
     except BrokenPipeError:                                      # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+    except Told:                                                 # by another process
         return 2
-    except MemoryError:
-        print("error: this machine's memory does not suffice: choose a smaller model, batch or text", file=sys.stderr)
+    except Exception as error:
+        if (words := sentence(error)) is None:
+            raise
+        print(f"error: {words}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -75,6 +75,7 @@ class EngineConfig:
     dtype:     of torch and triton: one of TRAIN_DTYPES; to infer only, also float16
     attention: of triton: one of ATTENTIONS
     graphs:    of torch and triton on CUDA: False queues every kernel of a step one by one
+    parallel:  of torch and triton in several processes: one of PARALLEL
     """
 
     name: str = "auto"
@@ -82,6 +83,7 @@ class EngineConfig:
     dtype: str | None = None
     attention: str | None = None
     graphs: bool | None = None
+    parallel: str | None = None
 
 
 @dataclass(frozen=True)

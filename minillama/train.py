@@ -19,6 +19,7 @@ from .optim import learning_rate
 from .run import checkpoint
 from .run.metrics import Metrics
 from .run.open import open_run
+from .world import ALONE
 
 SAMPLE_TOKENS = 200
 LAST_EVALUATION = 50  # times as many tokens as the others: all there is of a text of some megabytes
@@ -50,12 +51,13 @@ class Watcher:
         """Nothing more happens: the run is complete, or was interrupted after `step`."""
 
 
-def train(request, watcher):
+def train(request, watcher, world=ALONE):
     """Train a run to its last step, or until Ctrl-C.
 
     Args:
         request: TrainRequest    see run/open.py
         watcher: Watcher
+        world:   the processes that train it together, each of which calls this; see world.py
 
     Returns:
         exit status: 0, or 130 if it was interrupted
@@ -64,25 +66,26 @@ def train(request, watcher):
         InputError: bad input; Diverged, with the last good checkpoint in place
         OSError: a disk that is full or read-only, likewise
     """
-    with open_run(request) as run:
+    with open_run(request, world) as run:
         config = run.config
-        engine = make_engine(request.engine, config.model, config.train, threads=config.threads, batch_splits=config.batch_splits)
+        engine = make_engine(request.engine, config.model, config.train, None, config.threads, config.batch_splits, world)
         if run.state:
             engine.load_state(run.state)
         watcher.begins(run, engine)
-        complete = _loop(run, engine, watcher)
+        complete = _loop(run, engine, watcher, world)
         watcher.ends(run, engine.step, complete)
     return 0 if complete else INTERRUPTED
 
 
-def _loop(run, engine, watcher):
+def _loop(run, engine, watcher, world):
     """From the engine's step to the run's last one: True if it got there, False if it was interrupted."""
     config = run.config
     samples_at = {config.start_step + math.ceil(config.train.steps * share) for share in (0.1, 0.3, 0.6, 1)}
-    with Metrics(run.out / "metrics.jsonl", engine.step) as metrics, StopOnSignal() as stop:
+    with Metrics(run.out / "metrics.jsonl", engine.step, world.rank == 0) as metrics, StopOnSignal(world) as stop:
         if is_unscored(metrics.records, config):                 # an evaluation was interrupted
             metrics.amend(score(engine, run, metrics.records[-1], watcher, stop))
-        while engine.step < config.last_step and not stop.asked:
+        stopping = stop.asked()
+        while engine.step < config.last_step and not stopping:
             record = train_step(engine, run.mixture, config.train, config.start_step)
             if _is_due(engine.step, config.train.eval_every, config):
                 record |= score(engine, run, record, watcher, stop)
@@ -90,8 +93,9 @@ def _loop(run, engine, watcher):
             if engine.step in samples_at:
                 watcher.sampled(sample(engine, run.tokenizer, config.train.seed))
             watcher.stepped(record)
-            if _is_due(engine.step, config.train.save_every, config) or stop.asked:
-                save(engine, run, metrics)
+            stopping = stop.asked()
+            if _is_due(engine.step, config.train.save_every, config) or stopping:
+                world.first(lambda: save(engine, run, metrics), engine)
                 watcher.saved(run, metrics.records)
         return engine.step >= config.last_step and not is_unscored(metrics.records, config)
 
@@ -131,7 +135,8 @@ def score(engine, run, record, watcher, stop):
 
     epochs = mixture.epochs((engine.step - run.config.start_step) * run.config.tokens_per_step)
     try:
-        scores = evaluate(engine, mixture.shards, recipe.seq_len, mixture.bos_id, recipe.batch_size, limit, epochs, progress)
+        rows = recipe.batch_size * stop.world.size               # each process has as many as in training
+        scores = evaluate(engine, mixture.shards, recipe.seq_len, mixture.bos_id, rows, limit, epochs, progress)
     except Stopped:
         return {}
     result = summary(mixture.shards, scores)
@@ -153,12 +158,11 @@ def sample(engine, tokenizer, seed):
 
 def save(engine, run, metrics):
     """Write a checkpoint, and before it all lines that it vouches for. Raises Diverged for values that no checkpoint should hold."""
-    state = engine.state()
-    broken = checkpoint.first_not_finite(state)
-    if broken:
-        raise Diverged(f"training diverged at step {engine.step}: {broken} is not finite; the last good checkpoint is kept")
     metrics.sync()
-    checkpoint.save(run.out / "checkpoints", state, run.config.model, run.tokenizer.model, run.config.train.keep)
+    try:
+        checkpoint.save(run.out / "checkpoints", engine.state(), run.config.model, run.tokenizer.model, run.config.train.keep)
+    except checkpoint.NotFinite as broken:
+        raise Diverged(f"training diverged at step {engine.step}: {broken} is not finite; the last good checkpoint is kept") from None
 
 
 class Stopped(Exception):
@@ -166,21 +170,28 @@ class Stopped(Exception):
 
 
 class StopOnSignal:
-    """Ctrl-C (and SIGTERM) ask the loop to stop after the step it is in; a second Ctrl-C does not wait."""
+    """Ctrl-C (and SIGTERM) ask the loop to stop after the step it is in; a second Ctrl-C does not wait. Several processes stop together,
+    whichever of them was asked."""
+
+    def __init__(self, world=ALONE):
+        self.world, self._asked = world, False
 
     def __enter__(self):
-        self.asked = False
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number, frame):
-        if self.asked:
+        if self._asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self._asked = True
+
+    def asked(self):
+        """True if any process was asked to stop."""
+        return self.world.any(self._asked)
 
     def check(self):
-        """Raise Stopped if it was asked to stop."""
-        if self.asked:
+        """Raise Stopped if any process was asked to stop."""
+        if self.asked():
             raise Stopped
 
     def __exit__(self, *exception):

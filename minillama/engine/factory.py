@@ -24,6 +24,10 @@ def resolve_engine(engine):
     if engine.name not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine.name!r}")
     name = _fastest() if engine.name == "auto" else engine.name
+    if engine.parallel and name == "numpy":
+        if engine.name == "numpy":
+            raise InputError("the engine numpy trains in one process: under torchrun --engine must be torch or triton, got numpy")
+        name = "torch"                                           # on the processors
     for flag, engines in (("device", ("torch", "triton")), ("dtype", ("torch", "triton")), ("attention", ("triton",))):
         value = getattr(engine, flag)
         if value is not None and name not in engines:
@@ -31,6 +35,8 @@ def resolve_engine(engine):
     device = None
     if name != "numpy":
         device, _ = _torch_engine(name).resolve(KERNELS[name], engine.device, engine.dtype)
+    if engine.graphs is not None and engine.parallel:
+        raise InputError("--no-graphs is for one process: several train without CUDA graphs")
     if engine.graphs is not None and (device is None or device.type != "cuda"):
         raise InputError("--no-graphs is for the engines torch and triton on a CUDA GPU, and the engine is "
                          f"{name}{'' if device is None else f' on {device}'}")
@@ -71,7 +77,7 @@ def _torch_engine(name):
         raise InputError(f"engine {name} needs PyTorch, which is not installed here: --engine numpy does without it") from None
 
 
-def make_engine(engine, model_config, train_config=None, params=None, threads=None, batch_splits=None):
+def make_engine(engine, model_config, train_config=None, params=None, threads=None, batch_splits=None, world=None):
     """Build an engine.
 
     Args:
@@ -81,6 +87,7 @@ def make_engine(engine, model_config, train_config=None, params=None, threads=No
         params:       mapping | None        name -> array; None: fresh ones
         threads:      int | None            processor threads, where the processor computes; None: all cores
         batch_splits: int | None            of the NumPy engine
+        world:        World                 the processes that train together, where engine.parallel says how
 
     Raises:
         InputError: see `resolve_engine`
@@ -89,4 +96,7 @@ def make_engine(engine, model_config, train_config=None, params=None, threads=No
     if engine.name == "numpy":
         return NumpyEngine(model_config, train_config, params, threads, batch_splits)
     options = {key: value for key in ("device", "dtype", "attention", "graphs") if (value := getattr(engine, key)) is not None}
-    return _torch_engine(engine.name).TorchEngine(model_config, train_config, params, threads, kernels=KERNELS[engine.name], **options)
+    options["kernels"] = KERNELS[engine.name]
+    if engine.parallel:
+        return kernels_module("parallel").ENGINES[engine.parallel](world, model_config, train_config, params, threads, **options)
+    return _torch_engine(engine.name).TorchEngine(model_config, train_config, params, threads, **options)

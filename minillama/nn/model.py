@@ -36,8 +36,8 @@ def count_params(config):
     return sum(math.prod(shape) for shape in param_shapes(config).values())
 
 
-def init_params(config, seed=0, dtype=np.float32, embedding_std=0.02, std=0.02):
-    """Fresh parameters: norm gains 1, matrices normal with standard deviation `std`.
+def fresh_params(config, seed=0, dtype=np.float32, embedding_std=0.02, std=0.02):
+    """Fresh parameters, one after the other: norm gains 1, matrices normal with standard deviation `std`.
 
     `wo` and `w2` write into the residual stream, 2 L times in all, and start smaller by a factor 1/sqrt(2 L) so that the stream's
     variance does not grow with depth (Radford et al. 2019, GPT-2, §2.3). Drawn in float32 whatever the dtype, so that
@@ -49,20 +49,23 @@ def init_params(config, seed=0, dtype=np.float32, embedding_std=0.02, std=0.02):
         std:           float    of all other matrices; 0 gives each one 1/sqrt(its inputs), with which an output is as large as an input
                                 at any width. 0.02 is that of 2500 inputs: at a width of 128, every layer makes its input smaller
 
-    Returns:
-        params: dict name -> array, keys and shapes of param_shapes(config)
+    Yields:
+        name, array: in the order and with the shapes of param_shapes(config)
     """
     rng = np.random.default_rng(seed)
-    params = {}
     for name, shape in param_shapes(config).items():
         if len(shape) == 1:
-            params[name] = np.ones(shape, dtype)
+            yield name, np.ones(shape, dtype)
             continue
         size = embedding_std if name == "tok_embeddings" else std or 1 / math.sqrt(shape[1])
         if name.endswith((".wo", ".w2")):
             size /= math.sqrt(2 * config.n_layers)
-        params[name] = (rng.standard_normal(shape, np.float32) * np.float32(size)).astype(dtype, copy=False)
-    return params
+        yield name, (rng.standard_normal(shape, np.float32) * np.float32(size)).astype(dtype, copy=False)
+
+
+def init_params(config, seed=0, dtype=np.float32, embedding_std=0.02, std=0.02):
+    """`fresh_params` as a dict: the whole model in memory."""
+    return dict(fresh_params(config, seed, dtype, embedding_std, std))
 
 
 def layer_params(params, layer):

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,11 @@ from ..nn import param_shapes
 OPTIMIZER = "train_state/optimizer.safetensors"
 STATE = "train_state/state.json"
 CHECKSUMS = "checksums.json"
+WHAT = {"params": "parameter", "m": "the first moment of", "v": "the second moment of"}  # of a `state()`, in words
+
+
+class NotFinite(ValueError):
+    """A tensor that should be saved holds NaN or infinity. The message is its name, in words."""
 
 
 def save(folder, state, config, tokenizer, keep=2):
@@ -41,14 +47,19 @@ def save(folder, state, config, tokenizer, keep=2):
 
     Returns:
         Path of the checkpoint. On any error nothing is left behind, and older checkpoints are untouched.
+
+    Raises:
+        NotFinite: a tensor holds NaN or infinity
     """
-    folder = Path(folder)
+    folder, shapes = Path(folder), param_shapes(config)
     final = folder / f"step-{state['step']:06d}"
+    params, m, v = (_Finite(kind, state) for kind in WHAT)
     with atomic(final, parents=True) as making:
         (making / "train_state").mkdir(parents=True)
-        hf.fill(making, Model(config, state["params"], tokenizer))
-        moments = {f"{kind}.{name}": tensor for kind in "mv" for name, tensor in state[kind].items()}
-        hf.write_safetensors(making / OPTIMIZER, [(name, tensor.shape, lambda t=tensor: t) for name, tensor in moments.items()])
+        hf.fill(making, Model(config, params, tokenizer))
+        moments = [(f"{kind}.{name}", shape, partial(tensors.__getitem__, name))
+                   for kind, tensors in (("m", m), ("v", v)) for name, shape in shapes.items()]
+        hf.write_safetensors(making / OPTIMIZER, moments)
         (making / STATE).write_text(json.dumps({"step": state["step"]}) + "\n", encoding="utf-8")
         _write_checksums(making)
     write_text(folder / "latest", final.name + "\n")
@@ -64,6 +75,19 @@ def save_model(folder, model):
         hf.fill(making, model, model.dtype)
         _write_checksums(making)
     write_text(Path(folder) / "latest", "step-000000\n")
+
+
+class _Finite:
+    """One kind of a state's tensors. Each is looked up when it is written: it may have to be gathered from other processes first."""
+
+    def __init__(self, kind, state):
+        self.what, self.tensors = WHAT[kind], state[kind]
+
+    def __getitem__(self, name):
+        tensor = self.tensors[name]
+        if not finite(tensor):
+            raise NotFinite(f"{self.what} {name}")
+        return tensor
 
 
 def _write_checksums(folder):
@@ -133,12 +157,3 @@ def load(path, config):
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path / STATE} is not a complete state file: {error}") from None
     return {"step": step, "params": params, "m": m, "v": v}
-
-
-def first_not_finite(state):
-    """The first tensor of an engine's `state()` with NaN or infinity in it, in words; None if there is none."""
-    for kind, what in (("params", "parameter"), ("m", "the first moment of"), ("v", "the second moment of")):
-        for name, tensor in state[kind].items():
-            if not finite(tensor):
-                return f"{what} {name}"
-    return None

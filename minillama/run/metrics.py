@@ -38,10 +38,11 @@ class Metrics:
     """The lines of a run, to append to. Opening drops what a checkpoint does not vouch for: later steps, and a torn last line.
 
     records: list of dict    all lines so far
+    writes:  bool            False keeps them in memory only: another process of the same training writes them
     """
 
-    def __init__(self, path, step):
-        self.path = Path(path)
+    def __init__(self, path, step, writes=True):
+        self.path, self.writes = Path(path), writes
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
         self._file = self._board = None
 
@@ -56,7 +57,7 @@ class Metrics:
 
     def _open(self):
         """Nothing is written before there is something new: a finished run that is resumed stays as it is."""
-        if self._file is None:
+        if self._file is None and self.writes:
             self._rewrite()
             self._board = open_tensorboard(self.path.with_name("tensorboard"), self.records)
 
@@ -70,6 +71,8 @@ class Metrics:
         """Add the line of a step."""
         self._open()
         self.records.append(record)
+        if not self.writes:
+            return
         self._file.write(_line(record))
         self._file.flush()
         log_tensorboard(self._board, record)
@@ -78,6 +81,8 @@ class Metrics:
         """Add numbers to the last line."""
         self._open()
         self.records[-1] |= numbers
+        if not self.writes:
+            return
         self._rewrite()
         log_tensorboard(self._board, {"step": self.records[-1]["step"]} | numbers)
 

@@ -5,11 +5,14 @@
 import dataclasses
 import os
 import shutil
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import __version__
 from ..config import EngineConfig
 from ..engine.factory import resolve_engine
 from ..engine.numpy_engine import faster_batch_splits
@@ -20,8 +23,9 @@ from ..progress import phase
 from ..text.mixture import Mixture
 from ..text.prepare import make_sources, prepare_shards, train_tokenizer
 from ..text.tokenizer import Tokenizer
+from ..world import ALONE
 from . import checkpoint
-from .config import IMPORTED, RunConfig, check_from, resumed, settle, to_toml
+from .config import IMPORTED, RunConfig, check_from, flag, resumed, settings, settle, to_toml
 from .folder import (
     TRAINED,
     check_fingerprints,
@@ -32,6 +36,9 @@ from .folder import (
     load_tokenizer,
     read_config,
 )
+
+PACKAGES = ("numpy", "torch", "triton", "sentencepiece")
+PATIENCE = 30  # seconds until what one machine has written is seen by another
 
 
 @dataclass(frozen=True)
@@ -117,14 +124,44 @@ def _check_free(out):
         raise InputError(f"{out} already exists and is not a run: choose an --out that does not exist yet")
 
 
+def facts(request):
+    """What must be the same in all processes of a training: dict name -> value. Not the threads: machines may have different cores."""
+    config = settings(request.config)
+    flat = {**config.pop("model"), **config.pop("train"), **config}
+    found = {f"the version of {package}": _version(package) for package in ("minillama", *PACKAGES)}
+    found |= {flag(key): value for key, value in flat.items() if key not in ("threads", "batch_splits")}
+    found |= {flag(key): value for key, value in dataclasses.asdict(request.engine).items()}
+    found["--resume"] = request.resumed
+    sources = make_sources(request.config.data, request.config.train.seed)
+    return found | {f"the text of {source.name}": source.fingerprint() for source in sources}
+
+
+def _version(package):
+    if package == "minillama":
+        return __version__
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
 @contextmanager
-def open_run(request):
-    """Start a run's folder, or continue it: Run, which is this process's alone until the block ends.
+def open_run(request, world=ALONE):
+    """Start a run's folder, or continue it: Run, which is this training's alone until the block ends. Of several processes, rank 0 does it,
+    and the others read what it wrote.
 
     Raises:
-        InputError: bad data, a text that is no longer the run's, or a run that another process has open
+        InputError: bad data, a text that is no longer the run's, or a run that another training has open
         OSError: it cannot be written
     """
+    with ExitStack() as stack:
+        run = world.together(lambda: stack.enter_context(_opened(request)) if world.rank == 0 else None)
+        place = world.same(world.rank == 0 and _place(request.out))
+        yield world.together(lambda: run or _joined(request.out, place, world))
+
+
+@contextmanager
+def _opened(request):
     out, config = request.out, request.config
     cache = out.parent / ".cache"
     if request.resumed:
@@ -148,14 +185,38 @@ def open_run(request):
             shutil.rmtree(out)
         create(out, config, tokenizer, request.first, sources)
     with locked(out / "tokenizer.model", TRAINED.format(out)):
-        checkpoints = checkpoint.finished(out / "checkpoints")
-        if request.resumed and not checkpoints:
+        state = _state(out, config)
+        if request.resumed and state is None:
             print(f"{out}: no complete checkpoint yet, starting from the beginning")
         if request.steps_before:
             print(f"{out}: {config.train.steps} steps instead of {request.steps_before}. From here on the learning rate follows the longer "
                   "schedule, and may rise again: a run that is started with so many steps ends in other weights")
             write_text(out / "config.toml", to_toml(config))
-        yield Run(out, config, tokenizer, mixture, checkpoint.load(checkpoints[-1], config.model) if checkpoints else None)
+        yield Run(out, config, tokenizer, mixture, state)
+
+
+def _state(out, config):
+    """The state in a run's newest checkpoint; None if there is none."""
+    checkpoints = checkpoint.finished(out / "checkpoints")
+    return checkpoint.load(checkpoints[-1], config.model) if checkpoints else None
+
+
+def _place(out):
+    """What tells a folder from another one of the same name on another machine."""
+    return [(path.name, path.stat().st_mtime_ns) for path in (out / "config.toml", *checkpoint.finished(out / "checkpoints"))]
+
+
+def _joined(out, place, world):
+    """The Run that rank 0 has opened, for another process: its settings, tokens and checkpoint are read, and nothing is written."""
+    patience = PATIENCE if world.machines > 1 else 0
+    while not (holds_run(out) and _place(out) == place):
+        if patience <= 0:
+            raise InputError(f"{out} must be one folder that all machines share (--out): what rank 0 writes there does not arrive here")
+        time.sleep(1)                                            # a network's file system may take a while to show it
+        patience -= 1
+    config, tokenizer = read_config(out), load_tokenizer(out)
+    mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), out.parent / ".cache")
+    return Run(out, config, tokenizer, mixture, _state(out, config))
 
 
 def _mixture(config, tokenizer, sources, cache):

@@ -1,0 +1,187 @@
+"""Several processes that train one run, through torch.distributed: the answers of minillama/world.py's `Alone` for more than one.
+
+A collective is a call that every process of a group makes, and that ends in none before all have made it. There are three groups of
+all processes, so that what waits in one does not hold up another:
+
+    the default one    gradients and parameters; NCCL between GPUs, gloo between processors
+    control            decisions and single tensors, small things between processors: gloo, with the same timeout
+    patient            how a start went, which may take hours on a long text: gloo, without a timeout to speak of
+
+What goes wrong is said once. A process that meets an error asks the launcher's store whether it is the first to; only that one
+prints. A process that has lost another, because it was killed, hangs, or has met an error, calls the roll in that store: who
+does not answer is named.
+"""
+import os
+import platform
+import time
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from minillama.errors import InputError, Told, sentence
+
+CONNECT = 300.0  # seconds that the processes of a start wait for each other at most
+ROLL_CALL = 3.0  # seconds to answer
+
+
+class World:
+    """All processes of this start. A context manager: inside, only rank 0's output is seen.
+
+    rank, size:             of all
+    local_rank, local_size: on this machine
+    machines:               number of them
+    restarts:               True if torchrun starts the processes again when one has died
+    """
+
+    def __init__(self, rank, size, local_rank, local_size, timeout):
+        self.rank, self.size, self.local_rank, self.local_size, self.timeout = rank, size, local_rank, local_size, timeout
+        self.machines = -(-size // local_size)
+        self.restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+        self._exit = ExitStack()
+        self._serving = False
+
+    # ------------------------------------------------------------------------------------------------------------- begin and end
+
+    def __enter__(self):
+        wait, address = min(self.timeout, CONNECT), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        try:
+            self._store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timedelta(seconds=wait)))
+            self._gather_at_start(wait)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=dist.PrefixStore("groups", self._store), rank=self.rank, world_size=self.size,
+                                    timeout=timedelta(seconds=self.timeout))
+            self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+            self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"rank {self.rank} must reach the other processes at {address} within {wait:g} s: {_reason(error)}") from None
+        if self.rank:
+            nowhere = self._exit.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            self._exit.enter_context(redirect_stdout(nowhere))
+            self._exit.enter_context(redirect_stderr(nowhere))
+        return self
+
+    def _gather_at_start(self, wait):
+        """Wait until every process has begun: a group that is made before would say for each that is missing what nobody understands."""
+        self._store.set(f"begun/{self.rank}", platform.node())
+        self._store.wait([f"begun/{rank}" for rank in range(self.size)], timedelta(seconds=wait))
+        self._nodes = [self._store.get(f"begun/{rank}").decode() for rank in range(self.size)]
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            if error is None or kind in (KeyboardInterrupt, Told):
+                return
+            lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+            absent = self._absent() if lost else []
+            if not self._is_first_to_report():
+                raise Told from None
+            if lost:
+                raise InputError(self._who_is_lost(absent, error)) from None
+        finally:
+            self._exit.close()
+            with suppress(RuntimeError, ValueError):
+                dist.destroy_process_group()
+
+    def _absent(self):
+        """The ranks that do not say in time that they are here: a process that hangs or has ended cannot."""
+        names = [f"here/{rank}" for rank in range(self.size)]
+        with suppress(RuntimeError):                             # the store is gone with its machine
+            self._store.set(names[self.rank], "")
+            end = time.monotonic() + ROLL_CALL
+            while absent := [rank for rank, name in enumerate(names) if not self._store.check([name])]:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.05)
+            return absent
+        return None
+
+    def _is_first_to_report(self):
+        try:
+            return self._store.add("reported", 1) == 1
+        except RuntimeError:
+            return self.local_rank == 0                          # the store is gone with its machine: once per machine, then
+
+    def _who_is_lost(self, absent, error):
+        if absent is None:
+            return f"the machine of rank 0, {self._nodes[0]}, cannot be reached any more from {platform.node()}: {_reason(error)}"
+        who = ", ".join(f"rank {rank} on {self._nodes[rank]}" for rank in absent[:8]) + (" ..." if len(absent) > 8 else "")
+        if absent:
+            return f"no answer from {who}: killed, hanging for more than --timeout {self.timeout:g} s, or cut off from the network"
+        return f"a connection between the processes broke: {_reason(error)}"
+
+    # ------------------------------------------------------------------------------------------------------------------- between
+
+    def any(self, flag):
+        tensor = torch.tensor(int(flag))
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self._control)
+        return bool(tensor)
+
+    def same(self, value):
+        box = [value]
+        dist.broadcast_object_list(box, 0, self._control)
+        return box[0]
+
+    def _all(self, value):
+        """The values of all processes: list."""
+        values = [None] * self.size
+        dist.all_gather_object(values, value, self._patient)
+        return values
+
+    def agree(self, facts):
+        everyone = self._all(self.together(facts))
+        for name in dict.fromkeys(name for theirs in everyone for name in theirs):
+            for rank, theirs in enumerate(everyone):
+                ours, other = everyone[0].get(name), theirs.get(name)
+                if ours != other:
+                    raise InputError(f"{name} must be the same in all processes, got {ours!s:.80} in rank 0 on {self._nodes[0]}, and "
+                                     f"{other!s:.80} in rank {rank} on {self._nodes[rank]}")
+
+    def together(self, function):
+        value = error = None
+        try:
+            value = function()
+        except Exception as caught:
+            error = caught
+        said = self._all(error and (sentence(error) or _reason(error)))
+        if error is not None and (sentence(error) is None or said == [said[self.rank]] * self.size):
+            raise error
+        for rank, words in enumerate(said):
+            if words is not None:
+                raise InputError(f"rank {rank} on {self._nodes[rank]}: {words}")
+        return value
+
+    def first(self, function, engine):
+        if self.rank == 0:
+            outcome = "done"
+            try:
+                self._serving = True
+                function()
+            except BaseException as error:
+                outcome = "failed"
+                raise error
+            finally:
+                self._serving = False
+                with suppress(RuntimeError):
+                    self.same((outcome, None))
+            return
+        while True:
+            request, argument = self.same(None)
+            if request == "failed":
+                raise Told
+            if request == "done":
+                return
+            engine.hand_over(*argument)
+
+    def ask(self, *argument):
+        """In what `first` runs: let the others call hand_over(*argument) of their engines."""
+        if not self._serving:
+            raise RuntimeError("the state of several processes' engines is read inside World.first, where the others hand over their parts")
+        self.same(("hand over", argument))
+
+
+def _reason(error):
+    """The first line of an exception, without the place in the source that gloo puts before it."""
+    words = str(error).strip().partition("\n")[0].rpartition("] ")[2] or type(error).__name__
+    return words[:200]
