@@ -625,8 +625,9 @@ examples:
 
 --json with --gpus has also "gpus": {"count", "gpu", "parallel", "memory_bytes": {"triton", "torch", "processor"}, "fits", "rows",
 "batch_size", "micro_batches", "largest_batch_size", "sent_bytes", "sent_seconds", "compute_seconds", "waiting_seconds",
-"tokens_per_s_gpu", "days", "gpu_hours", "mwh", "tco2eq", "paper", "assumed"}. Memory is of a GPU with each engine, and of a process on a
-processor; rows, bytes and seconds are of a GPU and a step, batch_size of a micro-batch; null where it is unknown.""")
+"tokens_per_s_gpu", "days", "gpu_hours", "mwh", "tco2eq", "paper", "assumed"}. Memory is of a GPU with engine triton, with engine
+torch, and of a process on a processor. Rows, bytes and seconds are of a GPU and a step, batch_size is of a micro-batch. What is
+unknown is null.""")
     parser.add_argument("name", type=_path, metavar="RUN|PRESET",
                         help=f"folder of a run, a model that `import` reads, or one of {', '.join(PRESETS)}")
     parser.add_argument("--gpus", type=int, metavar="N", help="plan a training on N GPUs, in machines of 8")

@@ -76,20 +76,41 @@ def test_memory_where_the_root_is_largest():
     }
     again = memory(config, 1, 64, 2, engine="torch", device="cpu", accumulates=True)
     assert again["total"] - parts["total"] == 65_537_024         # this micro-batch's share, before it is added
-    on_gpu = memory(config, 1, 64, 2, engine="torch")            # no copies: 4 bytes each on their way, 2 each of the root's gradients
+    on_gpu = memory(config, 1, 64, 2, engine="torch")            # no copies, and the head's gradient in bfloat16
+    assert on_gpu["unreduced"] == 4 * 32_768_512 + 2 * 16_384_000
+    on_gpu = memory(config, 1, 64, 8, engine="torch")            # a share is small: all of the root's gradients, in both dtypes, are more
     assert on_gpu["unreduced"] == 6 * 32_768_512
+    uneven = memory(config, 1, 64, 3, engine="torch", device="cpu")  # 32,000 rows are filled up for 3
+    assert uneven["unreduced"] == 12 * 32_768_512
+    assert uneven["gradients"] == pytest.approx(4 / 3 * 6_326_272)  # those of the layers
 
 
 def test_memory_of_ddp():
-    """micro on 2 GPUs: float32 gradients and bfloat16 parameters whole, half of the rest; worst in the top layer's backward."""
-    parts = planned("micro", 2, parallel="ddp")["memory_bytes"]
-    assert parts["triton"] == {
-        "parameters": 16_670_016, "moments": 33_340_032, "gradients": 33_340_032, "gathered": 16_670_016, "unreduced": 2_359_296,
-        "activations": 40_255_488, "work": 12_189_696, "context": 2_000_000_000, "total": 2_154_824_576,
+    """micro on 2: float32 gradients and the parameters computed with are whole, and half of them again is what this process is sent and
+    sends; half of the masters and moments. On a GPU worst in the top layer's backward, on a processor at the loss."""
+    needed = planned("micro", 2, parallel="ddp")["memory_bytes"]
+    assert needed["triton"] == {
+        "parameters": 16_670_016, "moments": 33_340_032, "gradients": 50_010_048, "gathered": 25_005_024, "unreduced": 2_359_296,
+        "activations": 40_255_488, "work": 12_189_696, "context": 2_000_000_000, "total": 2_179_829_600,
     }
-    on_processor = parts["processor"]                            # computed with in float32: the masters themselves
-    assert on_processor["parameters"] == 33_340_032
-    assert on_processor["gathered"] == 0
+    assert needed["processor"] == {
+        "parameters": 16_670_016, "moments": 33_340_032, "gradients": 50_010_048, "gathered": 33_340_032, "unreduced": 0,
+        "activations": 150_016_000, "work": 50_331_648, "context": 0, "total": 333_707_776,
+    }
+
+
+def test_memory_of_ddp_where_the_update_is_largest():
+    """29,104,896 parameters and 64 tokens. Three arrays for AdamW in plain PyTorch, each as long as this process's part; on a processor
+    gloo's copies of all gradients, and then of all parameters, besides."""
+    config = ModelConfig(dim=768, n_layers=4, n_heads=6, vocab_size=512, multiple_of=32, max_seq_len=256)
+
+    def beside(R, device):
+        parts = memory(config, 1, 64, R, "ddp", "torch", device)
+        return parts["activations"], parts["unreduced"], parts["work"]
+
+    assert beside(2, "cuda") == (0, 0, 174_629_376)
+    assert beside(2, "cpu") == (0, 116_419_584, 174_629_376)
+    assert beside(4, "cpu") == (0, 116_419_584, 116_419_584)
 
 
 def test_what_a_layer_keeps():
@@ -219,6 +240,8 @@ def test_one_gpu():
     assert figures["sent_bytes"] == figures["waiting_seconds"] == 0
     parts = figures["memory_bytes"]["triton"]
     assert sum(parts[name] for name in ("parameters", "moments", "gradients", "gathered")) == 18 * 6_738_415_616
+    parts = figures["memory_bytes"]["processor"]                 # in float32 there is no second copy to compute with
+    assert sum(parts[name] for name in ("parameters", "moments", "gradients", "gathered")) == 16 * 6_738_415_616
     page = format_scale(TrainConfig(**PRESETS["7B"].train), figures)
     assert "on 1 GPU " in page
     assert "wire" not in page and "NVLink" not in page

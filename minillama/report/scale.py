@@ -74,7 +74,8 @@ def memory(config, rows, seq_len, gpus, parallel="fsdp", engine="triton", device
         as they are computed with; "unreduced", gradients that are not yet summed over the processes; "activations", kept for backward;
         "work", what is needed besides while the loss or a layer is computed; "context"; and "total"
     """
-    stages = (_fsdp_stages if parallel == "fsdp" else _ddp_stages)(config, rows * seq_len, gpus, engine, device, accumulates)
+    shared = config, rows * seq_len, gpus, engine, device
+    stages = _fsdp_stages(*shared, accumulates) if parallel == "fsdp" else _ddp_stages(*shared)
     context = CONTEXT if device == "cuda" else 0
     worst = max(stages, key=lambda parts: sum(parts.values())) | {"context": context}
     return worst | {"total": sum(worst.values())}
@@ -103,6 +104,7 @@ def _fsdp_stages(config, tokens, R, engine, device, accumulates):
     root = 2 * head + config.dim
     layer = (P - root) / L
     copied = 4 * root if device == "cpu" else 0                  # by gloo, while it sums the root's gradients
+    padded = 4 * root if device == "cpu" and config.vocab_size % R else 0  # by PyTorch, to cut them evenly
     own = {"parameters": 4 * P / R, "moments": 8 * P / R}
     kept, behind, logits = _activations(config, tokens, engine, device)
     merged = 3 * b * config.dim**2 if engine == "triton" else 0  # wq, wk and wv as one matrix: gathered, they are not neighbours
@@ -118,19 +120,28 @@ def _fsdp_stages(config, tokens, R, engine, device, accumulates):
             "activations": (at + 1) * kept,
             "work": _work(config, tokens, engine, b) + merged,
         }
-    summed = 4 * (P + root * accumulates) / R                    # this micro-batch's, before they are added
-    yield own | {"gradients": summed, "gathered": 0, "unreduced": 4 * root + max(b * root, b * head + copied), "activations": 0, "work": 0}
+    rest, last = 4 * (P - root * (not accumulates)) / R, 4 * (P + root * accumulates) / R  # without the root's sum, and with it
+    ended = own | {"gathered": 0, "activations": 0, "work": 0}
+    yield ended | {"gradients": rest, "unreduced": 4 * root + b * root + padded}
+    yield ended | {"gradients": last, "unreduced": 4 * root + b * head + copied}  # PyTorch lets go of all of them but the head's
 
 
-def _ddp_stages(config, tokens, R, engine, device, accumulates):
-    """The loss, and backward of the last layer, which has all activations beside it."""
-    P, split = count_params(config), device == "cuda"            # in float32 the parameters computed with are the masters
-    b = 2 if split else 4
-    own = {"parameters": 4 * P / R if split else 4 * P, "moments": 8 * P / R, "gradients": 4 * P, "gathered": 2 * P * split}
+
+def _ddp_stages(config, tokens, R, engine, device):
+    """The stages of a step that may be its worst: the loss; backward of the last layer, beside all activations; the update."""
+    b, P, head = (2 if device == "cuda" else 4), count_params(config), config.vocab_size * config.dim
+    shared, gloo = R > 1, R > 1 and device == "cpu"
+    own = {"parameters": 4 * P / R, "moments": 8 * P / R, "gradients": 4 * P + 4 * P / R * shared, "gathered": 0}
+    if device == "cuda":
+        own["gathered"] = b * P + b * P / R * shared             # whole, and this process's part, which is sent
+    elif shared:
+        own["gathered"] = b * P
     kept, behind, logits = _activations(config, tokens, engine, device)
     one = b * config.dim * max(config.hidden_dim, config.vocab_size)  # a tensor's gradient, until it is added to the sum
+    adamw = 3 * 4 * P / R if engine == "torch" else 0            # plain PyTorch makes three arrays; the kernel none
     yield own | {"unreduced": 0, "activations": config.n_layers * kept + behind, "work": logits}
-    yield own | {"unreduced": one, "activations": config.n_layers * kept, "work": _work(config, tokens, engine, b)}
+    yield own | {"unreduced": one + 4 * head * gloo, "activations": config.n_layers * kept, "work": _work(config, tokens, engine, b)}
+    yield own | {"unreduced": 4 * P * gloo, "activations": 0, "work": max(adamw, b * P * gloo)}  # gloo's copies of gradients, of parameters
 
 
 def largest_batch(config, seq_len, gpus, parallel, engine, limit):
