@@ -62,7 +62,7 @@ def test_memory_of_micro_on_2():
     }
     assert needed["processor"] == {
         "parameters": 16_670_016, "moments": 33_340_032, "gradients": 0, "gathered": 13_421_952, "unreduced": 0,
-        "activations": 150_016_000, "work": 50_331_648, "context": 0, "total": 263_779_648,
+        "activations": 150_016_000, "work": 50_331_648, "context": 390_000_000, "total": 653_779_648,
     }
 
 
@@ -72,7 +72,8 @@ def test_memory_where_the_root_is_largest():
     config = ModelConfig(dim=512, n_layers=2, n_heads=8, vocab_size=32000, multiple_of=32, max_seq_len=256)
     parts = memory(config, 1, 64, 2, engine="torch", device="cpu")
     assert {name: size for name, size in parts.items() if size} == {
-        "parameters": 78_189_568, "moments": 156_379_136, "gradients": 78_189_568, "unreduced": 327_684_096, "total": 640_442_368,
+        "parameters": 78_189_568, "moments": 156_379_136, "gradients": 78_189_568, "unreduced": 327_684_096,
+        "context": 390_000_000, "total": 1_030_442_368,
     }
     again = memory(config, 1, 64, 2, engine="torch", device="cpu", accumulates=True)
     assert again["total"] - parts["total"] == 65_537_024         # this micro-batch's share, before it is added
@@ -95,7 +96,7 @@ def test_memory_of_ddp():
     }
     assert needed["processor"] == {
         "parameters": 16_670_016, "moments": 33_340_032, "gradients": 50_010_048, "gathered": 33_340_032, "unreduced": 0,
-        "activations": 150_016_000, "work": 50_331_648, "context": 0, "total": 333_707_776,
+        "activations": 150_016_000, "work": 50_331_648, "context": 300_000_000, "total": 633_707_776,
     }
 
 
@@ -252,12 +253,13 @@ def test_the_page(capsys):
     assert status == 0
     page = out[out.index("  on 2,048 GPUs"):]
     for words in ("predicted: a100, 80 GB, 312 TFLOP/s; fsdp",
-                  "43.3 GB of each GPU with engine triton: parameters 128 MB, moments 255 MB",
+                  "43.3 GB of each GPU with engine triton; with torch 62.1 GB; on processors, in float32, 128 GB a process",
+                  "triton: parameters 128 MB, moments 255 MB",
                   "1 row of 2,048 tokens on each GPU",
                   "521 GB sent by each GPU in a step, which takes 2.6 s, and arithmetic 5.23 s: hidden",
                   "392 tokens/s a GPU, 50% of the peak; the paper: about 380, on 2048 A100",
-                  "20 days, 993,000 GPU-hours; the paper: about 21 days, 1,022,362 A100-hours",
-                  "437 MWh, 168 t CO2eq: GPU-hours x 400 W x 1.1, x 0.385 kg/kWh; the paper: 449 and 173",
+                  "20 days, 993,000 GPU-hours; the paper: about 21 days, 1,022,362 A100 GPU-hours",
+                  "437 MWh, 168 t CO2eq: GPU-hours x 400 W x 1.1, x 0.385 kg/kWh; the paper: 449 MWh, 173 t",
                   "50% of 312 TFLOP/s (dense bfloat16)", "a card of 200 Gbit/s for each, and rings use all cards: 200 GB/s; no latency",
                   "2 GB of a GPU for CUDA's context",
                   "every GPU draws 400 W all the time; PUE 1.1"):

@@ -24,6 +24,7 @@ MACHINE = 8        # GPUs of a machine, connected by NVLink, with a network card
 PUE = 1.1          # energy of the whole data centre over that of its GPUs [LLaMA §6]
 CARBON = 0.385     # kg CO2eq/kWh, the average of the USA [LLaMA §6]
 CONTEXT = 2e9      # bytes of a GPU, assumed: CUDA's context, NCCL's buffers, and gaps that the allocator cannot use
+PROGRAM = {"fsdp": 390e6, "ddp": 300e6}  # bytes of a process on a processor: Python, PyTorch and what else training imports, measured
 LOGITS = 512 * 2**20  # bytes: the most that a chunk of logits takes, kernels/linear_cross_entropy.py
 PAPER_SPEED = {"65B": (380, 21)}  # tokens/s of a GPU, and days, on 2048 A100-80GB [LLaMA §2.4]
 
@@ -72,11 +73,12 @@ def memory(config, rows, seq_len, gpus, parallel="fsdp", engine="triton", device
     Returns:
         dict of parts, in bytes: "parameters", "moments" and "gradients", float32, what this process keeps of them; "gathered", parameters
         as they are computed with; "unreduced", gradients that are not yet summed over the processes; "activations", kept for backward;
-        "work", what is needed besides while the loss or a layer is computed; "context"; and "total"
+        "work", what is needed besides while the loss or a layer is computed; "context", or the program; and "total". On a processor the
+        gaps in the heap come on top, which depend on its allocator
     """
-    shared = config, rows * seq_len, gpus, engine, device
-    stages = _fsdp_stages(*shared, accumulates) if parallel == "fsdp" else _ddp_stages(*shared)
-    context = CONTEXT if device == "cuda" else 0
+    training = config, rows * seq_len, gpus, engine, device
+    stages = _fsdp_stages(*training, accumulates) if parallel == "fsdp" else _ddp_stages(*training)
+    context = CONTEXT if device == "cuda" else PROGRAM[parallel]
     worst = max(stages, key=lambda parts: sum(parts.values())) | {"context": context}
     return worst | {"total": sum(worst.values())}
 
@@ -124,7 +126,6 @@ def _fsdp_stages(config, tokens, R, engine, device, accumulates):
     ended = own | {"gathered": 0, "activations": 0, "work": 0}
     yield ended | {"gradients": rest, "unreduced": 4 * root + b * root + padded}
     yield ended | {"gradients": last, "unreduced": 4 * root + b * head + copied}  # PyTorch lets go of all of them but the head's
-
 
 
 def _ddp_stages(config, tokens, R, engine, device):
@@ -262,6 +263,7 @@ def format_scale(recipe, figures):
     kind, gpus, memory, paper = DATA_SHEETS[figures["gpu"]], figures["count"], figures["memory_bytes"], figures["paper"]
     split = {"fsdp": "; fsdp: all that is learned is split over them",
              "ddp": "; ddp: each has all parameters, and its part of the moments and float32 parameters"}
+    needed = {name: format_size(parts["total"]) for name, parts in memory.items()}
     parts = ", ".join(f"{name} {format_size(size)}" for name, size in memory["triton"].items() if name != "total" and size)
     too_much = "" if figures["fits"] else f", more than its {format_size(kind.memory)}"
     step = f"{_rows(figures['rows'])} of {recipe.seq_len:,} tokens on each GPU"
@@ -274,9 +276,9 @@ def format_scale(recipe, figures):
     if paper and paper["tokens_per_s_gpu"]:
         speed += f"; the paper: about {paper['tokens_per_s_gpu']}, on 2048 A100"
     rows = [
-        ("memory", f"{format_size(memory['triton']['total'])} of each GPU with engine triton{too_much}: {parts}"),
-        ("", f"{format_size(memory['torch']['total'])} with engine torch; {format_size(memory['processor']['total'])} of each process on "
-             "processors, in float32"),
+        ("memory", f"{needed['triton']} of each GPU with engine triton{too_much}; with torch {needed['torch']}; "
+                   f"on processors, in float32, {needed['processor']} a process"),
+        ("", f"triton: {parts}"),
         ("a step", f"{step}; " + (f"up to {_rows(most)} at a time would fit" if most else "not even one row fits")),
         *([("on the wire", wire)] if gpus > 1 else []),
         ("speed", speed),
@@ -286,8 +288,8 @@ def format_scale(recipe, figures):
         energy = f"{_round(figures['mwh'])} MWh, {_round(figures['tco2eq'])} t CO2eq: GPU-hours x {kind.watts} W x {PUE}, x {CARBON} kg/kWh"
         if paper:
             days = f"about {paper['days']} days, " if paper["days"] else ""
-            training += f"; the paper: {days}{paper['gpu_hours']:,} A100-hours"
-            energy += f"; the paper: {paper['mwh']} and {paper['tco2eq']}"
+            training += f"; the paper: {days}{paper['gpu_hours']:,} A100 GPU-hours"
+            energy += f"; the paper: {paper['mwh']} MWh, {paper['tco2eq']} t"
         rows += [("training", training), ("energy", energy)]
     rows += zip(("assumed", *[""] * len(figures["assumed"])), figures["assumed"])
     title = f"on {gpus:,} GPU{'s' * (gpus > 1)}"
