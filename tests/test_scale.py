@@ -86,6 +86,18 @@ def test_memory_where_the_root_is_largest():
     assert uneven["gradients"] == pytest.approx(4 / 3 * 6_326_272)  # those of the layers
 
 
+def test_memory_where_the_loss_is_largest():
+    """dim 64, hidden 192, one layer of 53,376 parameters, 32,000 pieces; 4,149,440 parameters. The logits of 1,024 tokens are one chunk; of
+    32,768 tokens they would be 2 GB, and a chunk has 512 MiB. Beside it the head's gradient in float32."""
+    config = ModelConfig(dim=64, n_layers=1, n_heads=2, vocab_size=32000, multiple_of=32)
+    few, many = (memory(config, rows, 1024, 2, accumulates=True) for rows in (1, 32))
+    assert few["work"] == 65_536_000 + 8_192_000
+    assert many["work"] == 536_870_912 + 8_192_000
+    assert many["activations"] == 32_768 * (1_544 + 260)
+    assert many["gradients"] == 8_298_880
+    assert memory(config, 32, 1024, 2)["gradients"] == 0
+
+
 def test_memory_of_ddp():
     """micro on 2: float32 gradients and the parameters computed with are whole, and half of them again is what this process is sent and
     sends; half of the masters and moments. On a GPU worst in the top layer's backward, on a processor at the loss."""
@@ -98,6 +110,13 @@ def test_memory_of_ddp():
         "parameters": 16_670_016, "moments": 33_340_032, "gradients": 50_010_048, "gathered": 33_340_032, "unreduced": 0,
         "activations": 150_016_000, "work": 50_331_648, "context": 300_000_000, "total": 633_707_776,
     }
+
+
+def test_memory_of_ddp_where_a_layer_is_largest():
+    """Vocabulary 64 and dim 64: w1's gradient until it is added, and gloo's copy of the head's."""
+    config = ModelConfig(dim=64, n_layers=1, n_heads=2, vocab_size=64, multiple_of=32)
+    assert memory(config, 1, 1024, 2, "ddp", "torch", "cpu")["unreduced"] == 49_152 + 16_384
+    assert memory(config, 1, 1024, 2, "ddp", "torch", "cuda")["unreduced"] == 24_576
 
 
 def test_memory_of_ddp_where_the_update_is_largest():
