@@ -33,7 +33,7 @@ from minillama.nn import IGNORE, param_shapes
 from minillama.nn.model import check_tokens
 
 from . import reference
-from .engine import TorchEngine
+from .engine import TorchEngine, resolve
 from .model import Llama
 
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its name before version 2.13
@@ -63,18 +63,19 @@ class Parallel(TorchEngine):
     world: World    the processes; each has a GPU of its own, or its share of the processor's threads
     """
 
-    def __init__(self, world, model_config, train_config, params=None, threads=None, device=None, **options):
+    def __init__(self, world, model_config, train_config, params=None, threads=None, device=None, kernels="reference", dtype=None, **options):
         self.world = world
         if device not in (None, "cpu", "cuda"):
             raise InputError(f"--device must be cpu or cuda with several processes (each takes the GPU of its number), got {device}")
-        if device != "cpu" and torch.cuda.is_available():
+        place, _ = resolve(kernels, device, dtype)
+        if place.type == "cuda":
             if torch.cuda.device_count() < world.local_size:
                 raise InputError(f"--nproc-per-node must be at most the number of GPUs of this machine, {torch.cuda.device_count()}, "
                                  f"got {world.local_size}")
             torch.cuda.set_device(world.local_rank)
-            device = f"cuda:{world.local_rank}"
+        device = f"cuda:{world.local_rank}" if place.type == "cuda" else "cpu"  # of Apple's GPUs there is one for all
         threads = max((threads or machine.default_threads()) // world.local_size, 1)
-        super().__init__(model_config, train_config, params, threads, device, graphs=False, **options)
+        super().__init__(model_config, train_config, params, threads, device, kernels, dtype, graphs=False, **options)
 
     @property
     def about(self):

@@ -14,7 +14,7 @@ does not answer is named.
 import os
 import platform
 import time
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 
 import torch
@@ -48,7 +48,8 @@ class World:
     def __enter__(self):
         wait, address = min(self.timeout, CONNECT), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            self._store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timedelta(seconds=wait)))
+            with _without_log():
+                self._store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timedelta(seconds=wait)))
             self._gather_at_start(wait)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=dist.PrefixStore("groups", self._store), rank=self.rank, world_size=self.size,
@@ -179,6 +180,19 @@ class World:
         if not self._serving:
             raise RuntimeError("the state of several processes' engines is read inside World.first, where the others hand over their parts")
         self.same(("hand over", argument))
+
+
+@contextmanager
+def _without_log():
+    """Without what C++ writes to standard error: of a connection that fails, a stack of addresses for each try."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _reason(error):

@@ -1,66 +1,29 @@
 """Several processes train the run that one trains: losses, gradients, checkpoints; on gloo, interpreted kernels included."""
 import json
 import os
-import shutil
-import signal
 import socket
 import struct
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import batch, split
-from ranks import Ranks, command, metrics
+from ranks import SHAPE, Ranks, command, same_curve
 from tolerances import INTERCHANGE
 
 from kernels.engine import TorchEngine
-from kernels.parallel import ENGINES, GAINS, rows_of
-from minillama.__main__ import main
+from kernels.parallel import ENGINES
 from minillama.config import ModelConfig, TrainConfig
-from minillama.engine.numpy_engine import NumpyEngine
-from minillama.nn import IGNORE, count_params, param_shapes
-from minillama.run import checkpoint
+from minillama.nn import count_params, param_shapes
 from minillama.world import open_world
-
-SHAPE = ["--dim", 16, "--n-layers", 2, "--n-heads", 2, "--seq-len", 16, "--max-seq-len", 256, "--batch-size", 4, "--grad-accum-steps", 2,
-         "--steps", 20, "--warmup-steps", 3, "--lr", 3e-3, "--eval-every", 8, "--save-every", 5, "--vocab-size", 290, "--threads", 1, "--no-look"]
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory, text):
-    """Documents of very different lengths, so that rows score different numbers of tokens."""
-    words, path = Path(text).read_text().split(), tmp_path_factory.mktemp("texts") / "a.jsonl"
-    rng = np.random.default_rng(0)
-    with open(path, "w") as file:
-        while words:
-            n = int(rng.choice([1, 2, 200]))
-            file.write(json.dumps({"text": " ".join(words[:n])}) + "\n")
-            words = words[n:]
-    return path
-
-
-@pytest.fixture(scope="module")
-def alone(texts, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "alone"
-    assert main(list(map(str, ["train", "--engine", "torch", "--device", "cpu", "--data", texts, "--out", out, *SHAPE]))) == 0
-    return metrics(out)
-
-
-def same_curve(out, alone, tolerance=1e-5):
-    ours = metrics(out)
-    assert [line.keys() for line in ours] == [line.keys() for line in alone]
-    for line, other in zip(ours, alone):
-        for key in line.keys() - {"tokens_per_s", "floor"}:
-            assert abs(line[key] - other[key]) <= tolerance * abs(other[key]), (line["step"], key, line[key], other[key])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_losses_are_those_of_one_process(parallel, size, texts, alone, tmp_path):
+def test_losses_are_those_of_one_process(parallel, size, documents, alone, tmp_path):
     """With 3 processes, the 8 rows of a step are 3, 3 and 2."""
-    ranks = Ranks(tmp_path, size, command, "train", "--engine", "torch", "--device", "cpu", "--parallel", parallel, "--data", texts,
+    ranks = Ranks(tmp_path, size, command, "train", "--engine", "torch", "--device", "cpu", "--parallel", parallel, "--data", documents,
                   "--out", tmp_path / "run", *SHAPE)
     ended = ranks.wait()
     assert [one.status for one in ended] == [0] * size, ended
@@ -77,10 +40,10 @@ RECIPE = TrainConfig(lr=1e-2, seed=3, embedding_std=1.0, init_std=0)  # gradient
 STEPS = [split(batch(CONFIG, 5, 7, seed), 3) for seed in range(3)]  # micro-batches of 3 and of 2 rows
 
 
-def take_steps(folder, parallel, kernels, dtype, config):
+def take_steps(folder, parallel, kernels, dtype, config, device):
     """What each process does: some steps. Rank 0 writes the state, each one what it holds and what it has sent."""
     with open_world(30) as world:
-        engine = ENGINES[parallel](world, config, RECIPE, device="cpu", kernels=kernels, dtype=dtype)
+        engine = ENGINES[parallel](world, config, RECIPE, device=device, kernels=kernels, dtype=dtype)
         results = [engine.train_step(batches, 1e-2) for batches in STEPS[:-1]]
         before = bytes_sent()
         results.append(engine.train_step(STEPS[-1], 1e-2))
@@ -119,8 +82,8 @@ def single():
     return engine, results
 
 
-def steps(tmp_path, size, parallel, kernels="reference", dtype=None, config=CONFIG):
-    ended = Ranks(tmp_path, size, take_steps, tmp_path, parallel, kernels, dtype, config).wait()
+def steps(tmp_path, size, parallel, kernels="reference", dtype=None, config=CONFIG, device="cpu"):
+    ended = Ranks(tmp_path, size, take_steps, tmp_path, parallel, kernels, dtype, config, device).wait()
     assert all(one.status == 0 for one in ended), ended
     with np.load(tmp_path / "state.npz") as arrays:
         state = {name: arrays[name] for name in arrays.files}
@@ -194,3 +157,15 @@ def test_bytes_on_the_wire(parallel, size, tmp_path):
         expected = micro_batches * (2 * whole + 2 * whole - root)
     for one in own:
         assert 1 <= one["sent"] / ((size - 1) / size * expected) < 1.03
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gpus_take_the_steps_of_one(parallel, kernels, tmp_path):
+    """On NCCL: over three GPUs, or as many as there are; over a single one every collective is made, too."""
+    state, own = steps(tmp_path, min(torch.cuda.device_count(), 3), parallel, kernels, "float32", device="cuda")
+    engine = TorchEngine(CONFIG, RECIPE, device="cuda", kernels=kernels, dtype="float32")
+    results = [engine.train_step(batches, 1e-2) for batches in STEPS]
+    same_state(state, engine)
+    assert all(np.allclose(one["results"], results, rtol=INTERCHANGE) for one in own)
