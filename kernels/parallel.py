@@ -63,7 +63,8 @@ class Parallel(TorchEngine):
     world: World    the processes; each has a GPU of its own, or its share of the processor's threads
     """
 
-    def __init__(self, world, model_config, train_config, params=None, threads=None, device=None, kernels="reference", dtype=None, **options):
+    def __init__(self, world, model_config, train_config, params=None, threads=None, device=None, kernels="reference", dtype=None,
+                 **options):
         self.world = world
         if device not in (None, "cpu", "cuda"):
             raise InputError(f"--device must be cpu or cuda with several processes (each takes the GPU of its number), got {device}")
