@@ -10,8 +10,9 @@ sums of all ranks are then that gradient, to rounding.
 Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), §5; Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277). Bytes that a process sends in a
 step with P parameters and R processes, on rings, in the dtype's bytes b (2 for bfloat16, 4 for float32):
 
-    ddp     (R-1)/R (4 + b) P                         gradients to their owners, new parameters to all
-    fsdp    (R-1)/R (4 + 2 b) P per micro-batch       parameters gathered for forward and for backward, gradients to their owners
+    ddp     (R-1)/R (4 + b) P                      gradients to their owners, new parameters to all
+    fsdp    (R-1)/R (4 + 2 b) P per micro-batch    parameters gathered for forward and for backward, gradients to their owners; the
+                                                   embedding and the head stay gathered in between: b less for each of theirs
 
 gloo, which connects processors, sends 4 P twice for "gradients to their owners": it sums them everywhere.
 """

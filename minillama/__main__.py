@@ -156,7 +156,7 @@ of them; missing rows are filled up with rows that are not scored. --resume may 
     run.add_argument("--resume", action="store_true",
                      help="continue the run in --out, with the settings it was started with; flags may repeat them, not change them")
     run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
-                     help="processor threads (default: all cores); the same number gives the same bits")
+                     help="processor threads (default: all cores), which several processes share; the same number gives the same bits")
     run.add_argument("--no-look", action="store_true", help="do not write look.html, the page of one held-out document, at the end")
     engine = parser.add_argument_group("engine", "No part of the run: --resume may change it.")
     _add_engine(engine)
