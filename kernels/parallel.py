@@ -10,8 +10,9 @@ sums of all ranks are then that gradient, to rounding.
 Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), §5; Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277). Bytes that a process sends in a
 step with P parameters and R processes, on rings, in the dtype's bytes b (2 for bfloat16, 4 for float32):
 
-    ddp     (R-1)/R (4 + b) P                         gradients to their owners, new parameters to all
-    fsdp    (R-1)/R (4 + 2 b) P per micro-batch       parameters gathered for forward and for backward, gradients to their owners
+    ddp     (R-1)/R (4 + b) P                      gradients to their owners, new parameters to all
+    fsdp    (R-1)/R (4 + 2 b) P per micro-batch    parameters gathered for forward and for backward, gradients to their owners; the
+                                                   embedding and the head stay gathered in between: b less for each of theirs
 
 gloo, which connects processors, sends 4 P twice for "gradients to their owners": it sums them everywhere.
 """
@@ -33,7 +34,7 @@ from minillama.nn import IGNORE, param_shapes
 from minillama.nn.model import check_tokens
 
 from . import reference
-from .engine import TorchEngine
+from .engine import TorchEngine, resolve
 from .model import Llama
 
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its name before version 2.13
@@ -63,18 +64,20 @@ class Parallel(TorchEngine):
     world: World    the processes; each has a GPU of its own, or its share of the processor's threads
     """
 
-    def __init__(self, world, model_config, train_config, params=None, threads=None, device=None, **options):
+    def __init__(self, world, model_config, train_config, params=None, threads=None, device=None, kernels="reference", dtype=None,
+                 **options):
         self.world = world
         if device not in (None, "cpu", "cuda"):
             raise InputError(f"--device must be cpu or cuda with several processes (each takes the GPU of its number), got {device}")
-        if device != "cpu" and torch.cuda.is_available():
+        place, _ = resolve(kernels, device, dtype)
+        if place.type == "cuda":
             if torch.cuda.device_count() < world.local_size:
                 raise InputError(f"--nproc-per-node must be at most the number of GPUs of this machine, {torch.cuda.device_count()}, "
                                  f"got {world.local_size}")
             torch.cuda.set_device(world.local_rank)
-            device = f"cuda:{world.local_rank}"
+        device = f"cuda:{world.local_rank}" if place.type == "cuda" else "cpu"  # of Apple's GPUs there is one for all
         threads = max((threads or machine.default_threads()) // world.local_size, 1)
-        super().__init__(model_config, train_config, params, threads, device, graphs=False, **options)
+        super().__init__(model_config, train_config, params, threads, device, kernels, dtype, graphs=False, **options)
 
     @property
     def about(self):

@@ -13,9 +13,11 @@ does not answer is named.
 """
 import os
 import platform
+import signal
 import time
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -48,8 +50,9 @@ class World:
     def __enter__(self):
         wait, address = min(self.timeout, CONNECT), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            self._store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timedelta(seconds=wait)))
-            self._gather_at_start(wait)
+            with _without_log():
+                store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timedelta(seconds=wait)))
+            self._store, self._nodes = self._gather_at_start(store, wait)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=dist.PrefixStore("groups", self._store), rank=self.rank, world_size=self.size,
                                     timeout=timedelta(seconds=self.timeout))
@@ -63,17 +66,42 @@ class World:
             self._exit.enter_context(redirect_stderr(nowhere))
         return self
 
-    def _gather_at_start(self, wait):
-        """Wait until every process has begun: a group that is made before would say for each that is missing what nobody understands."""
-        self._store.set(f"begun/{self.rank}", platform.node())
-        self._store.wait([f"begun/{rank}" for rank in range(self.size)], timedelta(seconds=wait))
-        self._nodes = [self._store.get(f"begun/{rank}").decode() for rank in range(self.size)]
+    def _gather_at_start(self, store, wait):
+        """Wait until every process has begun: a group that is made before would say for each that is missing what nobody understands.
+
+        torchrun's store outlives the processes, and holds the addresses of those that it has started before, to which nobody answers any
+        more. So rank 0 gives this start a name, every process writes its own under it, and rank 0 confirms those that it has read:
+        who is not among them was reading what an earlier start has left.
+
+        Returns:
+            store: the part of the store that is of this start alone
+            nodes: list of the machines' names, by rank
+        """
+        me, end = f"{platform.node()} {uuid4().hex}", time.monotonic() + wait
+        if self.rank == 0:
+            store.set("start", me)
+        while True:
+            start = dist.PrefixStore(store.get("start").decode(), store)
+            start.set(f"begun/{self.rank}", me)
+            if self.rank == 0:
+                names = [f"begun/{rank}" for rank in range(self.size)]
+                start.wait(names, timedelta(seconds=wait))
+                start.set("confirmed", "\n".join(start.get(name).decode() for name in names))
+            if start.check(["confirmed"]):
+                everyone = start.get("confirmed").decode().split("\n")
+                if everyone[self.rank:self.rank + 1] == [me]:
+                    return start, [name.partition(" ")[0] for name in everyone]
+            if time.monotonic() > end:
+                raise RuntimeError("not all of them have begun")
+            time.sleep(0.05)
 
     def __exit__(self, kind, error, traceback):
         try:
             if error is None or kind in (KeyboardInterrupt, Told):
                 return
             lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+            if lost:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)    # torchrun sends it when one has died: first we say which
             absent = self._absent() if lost else []
             if not self._is_first_to_report():
                 raise Told from None
@@ -179,6 +207,19 @@ class World:
         if not self._serving:
             raise RuntimeError("the state of several processes' engines is read inside World.first, where the others hand over their parts")
         self.same(("hand over", argument))
+
+
+@contextmanager
+def _without_log():
+    """Without what C++ writes to standard error: of a connection that fails, a stack of addresses for each try."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _reason(error):

@@ -27,6 +27,7 @@ The project's words, one meaning each:
     shard             one source, tokenised, on disk: a training stream and a validation stream
     batch_splits      sub-batches of a batch that threads compute side by side; changes speed and rounding, nothing else
     grad_accum_steps  micro-batches per optimiser step; their gradients are averaged by token
+    world, rank       the processes that train one run together, and the number of one of them
     entropy floor     the exact information of a text, nats/token: no model does better on average. No other limit is a floor
     roofline          the bytes or FLOPs that an op must spend at least, and the time that follows from them
     ModelConfig       the shape of a model: sizes, no arrays

@@ -85,6 +85,13 @@ def _text(text):
         return text
 
 
+def _seconds(text):
+    try:
+        return check_number("it", float(text), float, above=0, high=MAX_TIMEOUT)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error) if isinstance(error, InputError) else f"{text!r:.60} is no number") from None
+
+
 def _vocab_size(text):
     try:
         return text if text == "chars" else int(text)
@@ -150,7 +157,7 @@ of them; missing rows are filled up with rows that are not scored. --resume may 
     run.add_argument("--resume", action="store_true",
                      help="continue the run in --out, with the settings it was started with; flags may repeat them, not change them")
     run.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N",
-                     help="processor threads (default: all cores); the same number gives the same bits")
+                     help="processor threads (default: all cores), which several processes share; the same number gives the same bits")
     run.add_argument("--no-look", action="store_true", help="do not write look.html, the page of one held-out document, at the end")
     engine = parser.add_argument_group("engine", "No part of the run: --resume may change it.")
     _add_engine(engine)
@@ -162,7 +169,7 @@ of them; missing rows are filled up with rows that are not scored. --resume may 
     engine.add_argument("--parallel", choices=PARALLEL,
                         help="of torch and triton under torchrun: ddp, whole parameters in every process, or fsdp, all that is learned "
                              "split over them (default ddp)")
-    engine.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S",
+    engine.add_argument("--timeout", type=_seconds, default=TIMEOUT, metavar="S",
                         help=f"seconds that one process waits for another before it gives up (default {TIMEOUT:g})")
     engine.add_argument("--no-graphs", dest="graphs", action="store_const", const=False,
                         help="of torch and triton on CUDA: queue every kernel of a step, instead of replaying recorded ones (CUDA graphs)")
@@ -174,7 +181,6 @@ of them; missing rows are filled up with rows that are not scored. --resume may 
 def _train(arguments):
     from .run.config import MODEL_KEYS, TOP_KEYS, TRAIN_KEYS, merged, read_toml
 
-    check_number("--timeout", arguments.timeout, float, above=0, high=MAX_TIMEOUT)
     given = vars(arguments)
     flags = {key: given[key] for key in TOP_KEYS if key in given}
     flags |= {"model": {key: given[key] for key in MODEL_KEYS if key in given and key != "vocab_size"},

@@ -50,7 +50,7 @@ def test_every_file_has_its_line():
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_parse(name, monkeypatch):
     """With the options they are shown with; nothing is run."""
-    for line in re.findall(r"^(?:.*&& )?python -m minillama (.*)$", read(name), re.MULTILINE):
+    for line in re.findall(r"^(?:.*&& )?(?:python|torchrun .*) -m minillama (.*)$", read(name), re.MULTILINE):
         words = shlex.split(line, comments=True)
         with monkeypatch.context() as patch:
             patch.setattr(f"minillama.__main__._{words[0]}", lambda arguments: 0)

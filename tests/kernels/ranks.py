@@ -3,7 +3,6 @@ output kept. The launcher's store is in this process, so that it outlives them."
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from datetime import timedelta
@@ -12,10 +11,12 @@ from typing import NamedTuple
 from torch.distributed import TCPStore
 
 from minillama import __main__, train
-from minillama.world import open_world
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks", "kernels.parallel", "kernels.world", "minillama.report.console", "minillama.report.plan"])
+SHAPE = ["--dim", 16, "--n-layers", 2, "--n-heads", 2, "--seq-len", 16, "--max-seq-len", 256, "--batch-size", 4, "--grad-accum-steps", 2,
+         "--steps", 20, "--warmup-steps", 3, "--lr", 3e-3, "--eval-every", 8, "--save-every", 5, "--vocab-size", 290, "--threads", 1,
+         "--no-look"]
 PATIENCE = 60  # seconds: far more than any of these takes
 
 
@@ -41,7 +42,7 @@ class Ranks:
         self.processes = []
         for rank in range(size):
             own = dict(settings).get(rank, {})
-            rank_env = common | {"RANK": rank, "LOCAL_RANK": rank} | own.get("env", {})
+            rank_env = {"RANK": rank, "LOCAL_RANK": rank} | common | own.get("env", {})
             target = self.path(rank, "out"), self.path(rank, "err"), own.get("cwd"), rank_env, function, *own.get("arguments", arguments)
             self.processes.append(CONTEXT.Process(target=_process, args=target))
             self.processes[-1].start()
@@ -89,24 +90,34 @@ def _process(out, err, cwd, env, function, *arguments):
             os._exit(status or 0)
 
 
-def command(*arguments, stop=None):
-    """`python -m minillama` with these arguments; the texts it writes on its way are short. stop: (rank, step, signal) that interrupts a process of its own accord after a step."""
+def command(*arguments):
+    """`python -m minillama` with these arguments; the texts that it writes on its way are short."""
     train.SAMPLE_TOKENS = 5
-    if stop and int(os.environ["RANK"]) == stop[0]:
-        original = train.train_step
-
-        def stopping(engine, *rest):
-            record = original(engine, *rest)
-            if record["step"] == stop[1]:
-                os.kill(os.getpid(), stop[2])
-            return record
-
-        train.train_step = stopping
     return __main__.main([str(argument) for argument in arguments])
+
+
+def interrupted(rank, step, number, *arguments):
+    """`command`, in which a process sends itself a signal after a step."""
+    original = train.train_step
+
+    def train_step(engine, *rest):
+        record = original(engine, *rest)
+        if record["step"] == step:
+            os.kill(os.getpid(), number)
+        return record
+
+    if int(os.environ["RANK"]) == rank:
+        train.train_step = train_step
+    return command(*arguments)
 
 
 def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-__all__ = ["Ranks", "command", "metrics", "open_world", "signal"]
+def same_curve(out, alone, tolerance=1e-5):
+    ours = metrics(out)
+    assert [line.keys() for line in ours] == [line.keys() for line in alone]
+    for line, other in zip(ours, alone):
+        for key in line.keys() - {"tokens_per_s", "floor"}:
+            assert abs(line[key] - other[key]) <= tolerance * abs(other[key]), (line["step"], key, line[key], other[key])
