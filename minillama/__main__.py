@@ -620,8 +620,8 @@ def _tokenizer_decode(arguments):
 
 def _add_info(commands):
     parser = commands.add_parser("info", formatter_class=Formatter, help="what a model is made of and what it costs", description="""\
-Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside the paper's, of a run or a preset. With --gpus also
-what a training on several GPUs would take: memory, bytes on the wire, speed, days, energy, and what is assumed.
+Parameters, arithmetic per token, memory to train, tokens, and GPU-hours beside the paper's, of a run or a preset. With --gpus
+also what a training on several GPUs would take: memory, bytes on the wire, speed, days, energy, and what is assumed.
 
 examples:
   python -m minillama info nano

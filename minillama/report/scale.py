@@ -1,17 +1,14 @@
-"""What training on several GPUs costs, computed beforehand: memory, bytes on the wire, speed, days, energy. Nothing here is measured.
+"""What training on several GPUs costs, predicted: memory, bytes on the wire, speed, days, energy.
 
     memory    at the worst stage of a step, see `memory`
-    wire      bytes that a GPU sends:
-              fsdp   (R-1)/R (2 P + 2 (P - root) + 4 P) for each micro-batch: bfloat16 parameters gathered for forward and for backward,
-                     float32 gradients summed and split. The root, embedding, last norm and head, stays gathered in between
-              ddp    (R-1)/R (4 P + 2 P) for each step: gradients to their owners, new parameters to all
+    wire      bytes that a GPU sends, by the formulas of kernels/parallel.py for bfloat16 (b = 2)
     speed     tokens of a step / R / (FLOPs of a GPU's rows / (MFU x peak) + what is sent while no arithmetic goes on)
     energy    Wh = GPU-hours x W x PUE;    t CO2eq = MWh x 0.385                                          [LLaMA §6, table 15]
 
 R GPUs share the rows of a step (batch_size x grad_accum_steps): each takes ceil(rows / R), in micro-batches of at most batch_size.
 
 Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), §7; Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), §3. The engines that do
-this are in kernels/parallel.py.
+this are in kernels/parallel.py. "Root" is what lies outside the layers, as FSDP says: embedding, last norm and head.
 """
 from typing import NamedTuple
 

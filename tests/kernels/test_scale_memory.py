@@ -3,6 +3,7 @@ import ctypes
 import gc
 import json
 import os
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ from kernels.parallel import ENGINES
 
 TINY = ModelConfig(dim=16, n_layers=2, n_heads=2, vocab_size=33, multiple_of=8, max_seq_len=16)
 MICRO = ModelConfig(**preset("micro").model)
-WIDE = ModelConfig(dim=768, n_layers=4, n_heads=6, vocab_size=256, multiple_of=32, max_seq_len=64)  # mostly layers
-HEAD = ModelConfig(dim=256, n_layers=1, n_heads=4, vocab_size=32000, multiple_of=32, max_seq_len=64)  # mostly embedding and head
+WIDE = ModelConfig(dim=512, n_layers=4, n_heads=4, vocab_size=256, multiple_of=32, max_seq_len=64)  # mostly layers
+HEAD = ModelConfig(dim=256, n_layers=1, n_heads=4, vocab_size=16001, multiple_of=32, max_seq_len=64)  # mostly embedding and head
 
 
 CASES = {  # processes -> how they share, the model, and a process's rows in each of so many micro-batches, of so many tokens
-    2: [("fsdp", MICRO, 4, 1, 256), ("fsdp", WIDE, 1, 2, 64), ("ddp", MICRO, 4, 1, 256)],
+    2: [("fsdp", MICRO, 4, 1, 256), ("fsdp", WIDE, 1, 2, 64), ("ddp", MICRO, 1, 1, 256)],
     3: [("fsdp", MICRO, 2, 1, 128), ("fsdp", HEAD, 1, 1, 64), ("ddp", WIDE, 1, 1, 64)],
 }
 
@@ -60,7 +61,7 @@ def one_step(parallel, world, config, rows, accum, T):
     return peak_memory() - before
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is measured on Linux")
+@pytest.mark.skipif(not (Path("/proc/self/clear_refs").exists() and platform.libc_ver()[0] == "glibc"), reason="measured on Linux, with glibc")
 @pytest.mark.parametrize("size", CASES)
 def test_memory_of_a_process(size, tmp_path):
     """The promise is 15 %; what is missing, 1 to 4 %, are pages of code and small arrays."""
@@ -72,7 +73,7 @@ def test_memory_of_a_process(size, tmp_path):
         parts = memory(config, rows, T, size, parallel, "torch", "cpu", accum > 1)
         predicted.append(parts["total"] - parts["context"])
     print(np.round(used / 1e6, 1), np.round(np.array(predicted) / 1e6, 1))
-    assert used == pytest.approx(np.tile(predicted, (size, 1)), rel=0.08)
+    assert used == pytest.approx(np.tile(predicted, (size, 1)), rel=0.06)
 
 
 def test_what_autograd_keeps_of_a_layer():
