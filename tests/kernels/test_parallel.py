@@ -49,6 +49,7 @@ def take_steps(folder, parallel, kernels, dtype, config, device):
         results.append(engine.train_step(STEPS[-1], 1e-2))
         sent = bytes_sent() - before
         nats, count = engine.loss(*STEPS[0][0])
+        print("a line")
         moments = sum(tensor.numel() for kind in (engine._m, engine._v)
                       for tensor in (kind.values() if isinstance(kind, dict) else [kind.flat]))
         own = {"moments": moments, "sent": sent, "results": results, "nats": nats, "count": count}
@@ -85,6 +86,7 @@ def single():
 def steps(tmp_path, size, parallel, kernels="reference", dtype=None, config=CONFIG, device="cpu"):
     ended = Ranks(tmp_path, size, take_steps, tmp_path, parallel, kernels, dtype, config, device).wait()
     assert all(one.status == 0 for one in ended), ended
+    assert [one.out for one in ended] == ["a line\n", *[""] * (size - 1)]
     with np.load(tmp_path / "state.npz") as arrays:
         state = {name: arrays[name] for name in arrays.files}
     return state, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
