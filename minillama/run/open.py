@@ -17,7 +17,7 @@ from ..config import EngineConfig
 from ..engine.factory import resolve_engine
 from ..engine.numpy_engine import faster_batch_splits
 from ..errors import InputError
-from ..files import locked, write_text
+from ..files import locked, temporary_path, write_text
 from ..interop import Model
 from ..progress import phase
 from ..text.mixture import Mixture
@@ -156,8 +156,34 @@ def open_run(request, world=ALONE):
     """
     with ExitStack() as stack:
         run = world.together(lambda: stack.enter_context(_opened(request)) if world.rank == 0 else None)
-        place = world.same(world.rank == 0 and _place(request.out))
-        yield world.together(lambda: run or _joined(request.out, place, world))
+        if world.size > 1:
+            run = _joined(run, request.out, world)
+        yield run
+
+
+def _joined(run, out, world):
+    """The Run that rank 0 has opened, in every process: the others read its settings, tokens and checkpoint."""
+    mark = out.with_name(world.same(temporary_path(out, os.getpid()).name))  # rank 0 writes it, to see whether it arrives
+
+    def read():
+        if run:
+            return run
+        patience = PATIENCE if world.machines > 1 else 0
+        while not mark.exists():
+            if patience <= 0:
+                raise InputError(f"{out} must be in a folder that all machines share (--out): what rank 0 writes does not arrive here")
+            time.sleep(1)                                        # a network's file system may take a while to show it
+            patience -= 1
+        config, tokenizer = read_config(out), load_tokenizer(out)
+        mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), out.parent / ".cache")
+        return Run(out, config, tokenizer, mixture, _state(out, config))
+
+    try:
+        world.together(lambda: world.rank or mark.touch())
+        return world.together(read)
+    finally:
+        if world.rank == 0:
+            mark.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -199,24 +225,6 @@ def _state(out, config):
     """The state in a run's newest checkpoint; None if there is none."""
     checkpoints = checkpoint.finished(out / "checkpoints")
     return checkpoint.load(checkpoints[-1], config.model) if checkpoints else None
-
-
-def _place(out):
-    """What tells a folder from another one of the same name on another machine."""
-    return [(path.name, path.stat().st_mtime_ns) for path in (out / "config.toml", *checkpoint.finished(out / "checkpoints"))]
-
-
-def _joined(out, place, world):
-    """The Run that rank 0 has opened, for another process: its settings, tokens and checkpoint are read, and nothing is written."""
-    patience = PATIENCE if world.machines > 1 else 0
-    while not (holds_run(out) and _place(out) == place):
-        if patience <= 0:
-            raise InputError(f"{out} must be one folder that all machines share (--out): what rank 0 writes there does not arrive here")
-        time.sleep(1)                                            # a network's file system may take a while to show it
-        patience -= 1
-    config, tokenizer = read_config(out), load_tokenizer(out)
-    mixture = _mixture(config, tokenizer, make_sources(config.data, config.train.seed), out.parent / ".cache")
-    return Run(out, config, tokenizer, mixture, _state(out, config))
 
 
 def _mixture(config, tokenizer, sources, cache):

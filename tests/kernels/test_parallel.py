@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import batch, split
 from ranks import SHAPE, Ranks, command, same_curve
-from tolerances import INTERCHANGE
+from tolerances import INTERCHANGE, TWIN_RUN_BFLOAT16
 
 from kernels.engine import TorchEngine
 from kernels.parallel import ENGINES
@@ -37,7 +37,7 @@ def test_losses_are_those_of_one_process(parallel, size, documents, alone, tmp_p
 CONFIG = ModelConfig(dim=12, n_layers=2, n_heads=3, vocab_size=11, multiple_of=5, max_seq_len=16)  # few sizes that 2 or 3 divide
 LARGER = ModelConfig(dim=96, n_layers=2, n_heads=3, vocab_size=66, multiple_of=6, max_seq_len=16)  # both divide all, and headers are small
 RECIPE = TrainConfig(lr=1e-2, seed=3, embedding_std=1.0, init_std=0)  # gradients of norm gains are not mere rounding
-STEPS = [split(batch(CONFIG, 5, 7, seed), 3) for seed in range(3)]  # micro-batches of 3 and of 2 rows
+STEPS = [split(batch(CONFIG, 10, 7, seed), 3, 6, 9) for seed in range(3)]  # 2 processes have 3 + 2 rows each, 3 have 3 + 1, some filled up
 
 
 def take_steps(folder, parallel, kernels, dtype, config, device):
@@ -49,6 +49,7 @@ def take_steps(folder, parallel, kernels, dtype, config, device):
         results.append(engine.train_step(STEPS[-1], 1e-2))
         sent = bytes_sent() - before
         nats, count = engine.loss(*STEPS[0][0])
+        print("a line")
         moments = sum(tensor.numel() for kind in (engine._m, engine._v)
                       for tensor in (kind.values() if isinstance(kind, dict) else [kind.flat]))
         own = {"moments": moments, "sent": sent, "results": results, "nats": nats, "count": count}
@@ -85,6 +86,7 @@ def single():
 def steps(tmp_path, size, parallel, kernels="reference", dtype=None, config=CONFIG, device="cpu"):
     ended = Ranks(tmp_path, size, take_steps, tmp_path, parallel, kernels, dtype, config, device).wait()
     assert all(one.status == 0 for one in ended), ended
+    assert [one.out for one in ended] == ["a line\n", *[""] * (size - 1)]
     with np.load(tmp_path / "state.npz") as arrays:
         state = {name: arrays[name] for name in arrays.files}
     return state, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
@@ -120,11 +122,12 @@ def test_steps_are_those_of_one_process(parallel, size, kernels, single, tmp_pat
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_bfloat16_keeps_float32_masters(parallel, tmp_path):
-    """The masters move with each step, those of one process in bfloat16 beside them."""
+    """The first loss is that of one process, which rounds the same numbers; then rounding tells them apart. What is learned is float32."""
     state, own = steps(tmp_path, 2, parallel, dtype="bfloat16")
     engine = TorchEngine(CONFIG, RECIPE, device="cpu", dtype="bfloat16")
     losses = [engine.train_step(batches, 1e-2).loss for batches in STEPS]
-    assert np.allclose([loss for loss, _ in own[0]["results"]], losses, rtol=2**-8)
+    ours = [loss for loss, _ in own[0]["results"]]
+    assert np.isclose(ours[0], losses[0], rtol=INTERCHANGE) and np.allclose(ours, losses, rtol=TWIN_RUN_BFLOAT16)
     masters = state["params.output"]
     assert (masters != torch.tensor(masters).bfloat16().float().numpy()).any()
 
@@ -153,8 +156,7 @@ def test_bytes_on_the_wire(parallel, size, tmp_path):
     if parallel == "ddp":
         expected = 2 * whole + whole                             # gradients summed, parameters gathered
     else:
-        micro_batches = -(-5 // size // 3)
-        expected = micro_batches * (2 * whole + 2 * whole - root)
+        expected = 2 * (2 * whole + 2 * whole - root)            # two micro-batches
     for one in own:
         assert 1 <= one["sent"] / ((size - 1) / size * expected) < 1.03
 

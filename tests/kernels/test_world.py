@@ -133,11 +133,17 @@ def test_a_missing_text_is_said_with_its_process(documents, tmp_path):
     assert said.startswith("rank 1 on ") and "a.jsonl" in said
 
 
-def test_an_out_that_is_not_shared(documents, tmp_path):
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_out_that_is_not_shared(copied, training, documents, tmp_path):
+    """Not even where the other machine has a copy of the run."""
     (tmp_path / "other").mkdir()
-    arguments = ["train", "--engine", "torch", "--device", "cpu", "--data", documents, "--out", "run", *SHAPE]
+    if copied:
+        assert training(1, function=interrupted, before=(0, 6, signal.SIGINT), name="first").wait()[0].status == 130
+        shutil.copytree(tmp_path / "run", tmp_path / "other" / "run")
+    arguments = ["train", "--engine", "torch", "--device", "cpu", "--data", documents, "--out", "run", *SHAPE, *["--resume"] * copied]
     ranks = Ranks(tmp_path / "ranks", 2, command, *arguments, settings=own(0, cwd=tmp_path) | own(1, cwd=tmp_path / "other"))
-    assert "run must be one folder that all machines share (--out)" in one_sentence(ranks.wait())
+    assert "run must be in a folder that all machines share (--out)" in one_sentence(ranks.wait())
+    assert not list(tmp_path.glob(".run*"))
 
 
 def test_a_launcher_that_says_half(capsys, monkeypatch, tmp_path):
