@@ -28,8 +28,6 @@ TINY = ModelConfig(dim=16, n_layers=2, n_heads=2, vocab_size=33, multiple_of=8, 
 MICRO = ModelConfig(**preset("micro").model)
 WIDE = ModelConfig(dim=512, n_layers=4, n_heads=4, vocab_size=256, multiple_of=32, max_seq_len=64)  # mostly layers
 HEAD = ModelConfig(dim=256, n_layers=1, n_heads=4, vocab_size=16001, multiple_of=32, max_seq_len=64)  # mostly embedding and head
-
-
 CASES = {  # processes -> how they share, the model, and a process's rows in each of so many micro-batches, of so many tokens
     2: [("fsdp", MICRO, 4, 1, 256), ("fsdp", WIDE, 1, 2, 64), ("ddp", MICRO, 1, 1, 256)],
     3: [("fsdp", MICRO, 2, 1, 128), ("fsdp", HEAD, 1, 1, 64), ("ddp", WIDE, 1, 1, 64)],
