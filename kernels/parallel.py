@@ -285,8 +285,8 @@ class Replicated(Parallel):
         return hook
 
     def _update(self):
-        for work in self._sent:
-            work.wait()
+        while self._sent:                                        # and let go of it: gloo's holds a copy of the gradients
+            self._sent.pop().wait()
         norm, _ = self._optim.clip_coefficient(self._own_grads.flat, self.recipe.grad_clip)
         self._adamw(self._own_grads, self._global_coefficient(norm))
         self._spread()

@@ -121,7 +121,7 @@ def test_memory_of_ddp_where_a_layer_is_largest():
 
 def test_memory_of_ddp_where_the_update_is_largest():
     """29,104,896 parameters and 64 tokens. Three arrays for AdamW in plain PyTorch, each as long as this process's part; on a processor
-    gloo's copies of all gradients, and then of all parameters, besides."""
+    gloo's copies, of all gradients before and of all parameters after it, may be more."""
     config = ModelConfig(dim=768, n_layers=4, n_heads=6, vocab_size=512, multiple_of=32, max_seq_len=256)
 
     def beside(R, device):
@@ -129,8 +129,8 @@ def test_memory_of_ddp_where_the_update_is_largest():
         return parts["activations"], parts["unreduced"], parts["work"]
 
     assert beside(2, "cuda") == (0, 0, 174_629_376)
-    assert beside(2, "cpu") == (0, 116_419_584, 174_629_376)
-    assert beside(4, "cpu") == (0, 116_419_584, 116_419_584)
+    assert beside(2, "cpu") == (0, 0, 174_629_376)
+    assert beside(4, "cpu") == (0, 0, 116_419_584)
 
 
 def test_what_a_layer_keeps():

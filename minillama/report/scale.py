@@ -139,7 +139,7 @@ def _ddp_stages(config, tokens, R, engine, device):
     adamw = 3 * 4 * P / R if engine == "torch" else 0            # plain PyTorch makes three arrays; the kernel none
     yield own | {"unreduced": 0, "activations": config.n_layers * kept + behind, "work": logits}
     yield own | {"unreduced": one + 4 * head * gloo, "activations": config.n_layers * kept, "work": _work(config, tokens, engine, b)}
-    yield own | {"unreduced": 4 * P * gloo, "activations": 0, "work": max(adamw, b * P * gloo)}  # gloo's copies of gradients, of parameters
+    yield own | {"unreduced": 0, "activations": 0, "work": max(adamw, b * P * gloo)}  # gloo's copies of gradients, or of parameters
 
 
 def largest_batch(config, seq_len, gpus, parallel, engine, limit):

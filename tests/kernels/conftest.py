@@ -11,7 +11,7 @@ from ranks import SHAPE, metrics
 from minillama.__main__ import main
 
 PYTORCH = ("test_reference", "test_model", "test_engine", "test_engine_cli", "test_places", "test_fsdp", "test_gpu",
-           "test_parallel", "test_world", "test_torchrun")       # not of one kernel
+           "test_parallel", "test_world", "test_torchrun", "test_scale_memory")       # not of one kernel
 ELSEWHERE = ("test_bugs", "test_aot", "test_compiled", "test_predict", "test_graph")
 
 if importlib.util.find_spec("triton") is None:                   # it exists for Linux alone
