@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
+from kernels import world
 from minillama import __main__, train
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks", "kernels.parallel", "kernels.world", "minillama.report.console", "minillama.report.plan"])
 SHAPE = ["--dim", 16, "--n-layers", 2, "--n-heads", 2, "--seq-len", 16, "--max-seq-len", 256, "--batch-size", 4, "--grad-accum-steps", 2,
-         "--steps", 20, "--warmup-steps", 3, "--lr", 3e-3, "--eval-every", 8, "--save-every", 5, "--vocab-size", 290, "--threads", 1,
-         "--no-look"]
+         "--steps", 20, "--warmup-steps", 3, "--lr", 3e-3, "--eval-every", 8, "--eval-tokens", 300, "--save-every", 5,
+         "--vocab-size", 290, "--threads", 1, "--no-look"]
 PATIENCE = 60  # seconds: far more than any of these takes
 
 
@@ -91,8 +92,8 @@ def _process(out, err, cwd, env, function, *arguments):
 
 
 def command(*arguments):
-    """`python -m minillama` with these arguments; the texts that it writes on its way are short."""
-    train.SAMPLE_TOKENS = 5
+    """`python -m minillama` with these arguments; the texts that it writes on its way are short, and a roll call does not take long."""
+    train.SAMPLE_TOKENS, world.ROLL_CALL = 5, 0.5
     return __main__.main([str(argument) for argument in arguments])
 
 

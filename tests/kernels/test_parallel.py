@@ -40,13 +40,13 @@ RECIPE = TrainConfig(lr=1e-2, seed=3, embedding_std=1.0, init_std=0)  # gradient
 STEPS = [split(batch(CONFIG, 10, 7, seed), 3, 6, 9) for seed in range(3)]  # 2 processes have 3 + 2 rows each, 3 have 3 + 1, some filled up
 
 
-def take_steps(folder, parallel, kernels, dtype, config, device):
+def take_steps(folder, parallel, kernels, dtype, config, device, batches):
     """What each process does: some steps. Rank 0 writes the state, each one what it holds and what it has sent."""
     with open_world(30) as world:
         engine = ENGINES[parallel](world, config, RECIPE, device=device, kernels=kernels, dtype=dtype)
-        results = [engine.train_step(batches, 1e-2) for batches in STEPS[:-1]]
+        results = [engine.train_step(step, 1e-2) for step in batches[:-1]]
         before = bytes_sent()
-        results.append(engine.train_step(STEPS[-1], 1e-2))
+        results.append(engine.train_step(batches[-1], 1e-2))
         sent = bytes_sent() - before
         nats, count = engine.loss(*STEPS[0][0])
         print("a line")
@@ -76,15 +76,9 @@ def bytes_sent():
     return total
 
 
-@pytest.fixture(scope="module")
-def single():
-    engine = TorchEngine(CONFIG, RECIPE, device="cpu")
-    results = [engine.train_step(batches, 1e-2) for batches in STEPS]
-    return engine, results
-
-
-def steps(tmp_path, size, parallel, kernels="reference", dtype=None, config=CONFIG, device="cpu"):
-    ended = Ranks(tmp_path, size, take_steps, tmp_path, parallel, kernels, dtype, config, device).wait()
+def steps(tmp_path, size, parallel, kernels="reference", dtype=None, config=CONFIG, device="cpu", batches=STEPS):
+    """State, by "params.NAME", "m.NAME", "v.NAME", and what each process found."""
+    ended = Ranks(tmp_path, size, take_steps, tmp_path, parallel, kernels, dtype, config, device, batches).wait()
     assert all(one.status == 0 for one in ended), ended
     assert [one.out for one in ended] == ["a line\n", *[""] * (size - 1)]
     with np.load(tmp_path / "state.npz") as arrays:
@@ -101,23 +95,32 @@ def same_state(state, engine):
             assert np.abs(state[f"{kind}.{name}"] - array).max() <= INTERCHANGE * scale, (kind, name)
 
 
-@pytest.mark.parametrize("kernels", ["reference", "triton"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_steps_are_those_of_one_process(parallel, size, kernels, single, tmp_path):
-    """Parameters and both moments, hence gradients; with accumulation, padded rows and rows that score unequal numbers of tokens."""
+@pytest.mark.parametrize("size, kernels", [(2, "reference"), (3, "reference"), (2, "triton")])
+def test_steps_are_those_of_one_process(size, kernels, parallel, tmp_path):
+    """Parameters and both moments, hence gradients; with accumulation, padded rows and rows that score unequal numbers of tokens. And no
+    process holds more than its share of the moments: of each bucket (ddp) or tensor (fsdp), rounded up to an element, or to a row."""
+    batches = STEPS
     if kernels == "triton":
         pytest.importorskip("triton", reason="triton is not installed: it exists for Linux alone")
-        if torch.cuda.is_available() or size == 3:
-            pytest.skip("interpreted kernels: on the processor, and two processes show it")
-    state, own = steps(tmp_path, size, parallel, kernels)
-    engine, results = single
+        if torch.cuda.is_available():
+            pytest.skip("kernels run on the processor only if they are interpreted")
+        batches = STEPS[:1]                                      # interpreted, it takes seconds
+    state, own = steps(tmp_path, size, parallel, kernels, batches=batches)
+    engine = TorchEngine(CONFIG, RECIPE, device="cpu")
+    results = [engine.train_step(step, 1e-2) for step in batches]
     same_state(state, engine)
     nats, count = engine.loss(*STEPS[0][0])
+    shapes = param_shapes(CONFIG)
+    share = count_params(CONFIG) / size + len(shapes)
+    if parallel == "fsdp":
+        share = sum(-(-shape[0] // size) * int(np.prod(shape[1:])) for shape in shapes.values())
     for one in own:
         assert one["results"] == own[0]["results"]               # to the bit: all clip alike
         assert np.allclose(one["results"], results, rtol=INTERCHANGE)
         assert one["count"] == count and np.isclose(one["nats"], nats, rtol=INTERCHANGE)
+        assert one["moments"] <= 2 * share
+    assert sum(one["moments"] for one in own) >= 2 * count_params(CONFIG)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -132,26 +135,12 @@ def test_bfloat16_keeps_float32_masters(parallel, tmp_path):
     assert (masters != torch.tensor(masters).bfloat16().float().numpy()).any()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_no_process_holds_more_than_its_share_of_the_moments(parallel, size, tmp_path):
-    """Its share of what each bucket (ddp) or tensor (fsdp) has, rounded up: to an element, or to a row."""
-    _, own = steps(tmp_path, size, parallel)
-    shapes = param_shapes(CONFIG)
-    if parallel == "fsdp":
-        share = sum(-(-shape[0] // size) * int(np.prod(shape[1:])) for shape in shapes.values())
-    else:
-        share = count_params(CONFIG) / size + len(shapes)
-    assert all(one["moments"] <= 2 * share for one in own)
-    assert sum(one["moments"] for one in own) >= 2 * count_params(CONFIG)
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system does not count what a connection has sent")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_bytes_on_the_wire(parallel, size, tmp_path):
     """By the formulas of parallel.py, with gloo's sums of gradients everywhere; what fsdp keeps gathered, the root's, travels once."""
-    _, own = steps(tmp_path, size, parallel, config=LARGER)
+    _, own = steps(tmp_path, size, parallel, config=LARGER, batches=STEPS[:1])
     whole, root = 4 * count_params(LARGER), 4 * (2 * LARGER.vocab_size + 1) * LARGER.dim
     if parallel == "ddp":
         expected = 2 * whole + whole                             # gradients summed, parameters gathered

@@ -1,4 +1,5 @@
 """Several processes of one training end, stop and refuse together, and nothing is lost."""
+import os
 import shutil
 import signal
 
@@ -6,8 +7,10 @@ import pytest
 from ranks import SHAPE, Ranks, command, interrupted, metrics, same_curve
 from tolerances import TWIN_RUN
 
+from minillama import train
 from minillama.__main__ import main
 from minillama.interop import hf
+from minillama.run import open as opening
 
 
 @pytest.fixture
@@ -37,38 +40,52 @@ def test_the_number_of_processes_may_change(training, documents, alone, tmp_path
         ended = training(size, "--parallel", parallel, *resume, function=interrupted, before=(rank, step, number), name=str(step)).wait()
         assert [one.status for one in ended] == [130] * size, ended
         assert f"stopped after step {step} of 20" in ended[0].out
-    assert main(["train", "--engine", "numpy", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", "--engine", "numpy", "--resume", "--no-look", "--out", str(tmp_path / "run")]) == 0
     same_curve(tmp_path / "run", alone, TWIN_RUN)
 
 
-@pytest.mark.parametrize("parallel, size, rank", [("ddp", 2, 0), ("ddp", 2, 1), ("fsdp", 3, 1)])
+@pytest.mark.parametrize("parallel, size, rank", [("ddp", 2, 0), ("fsdp", 3, 1)])
 def test_a_process_that_is_killed_ends_the_others(parallel, size, rank, training, alone, tmp_path):
-    flags = ["--parallel", parallel, "--timeout", 20]
-    ended = training(size, *flags, function=interrupted, before=(rank, 7, signal.SIGKILL)).wait()
+    """And the others have lost nothing: the run goes on, here with one process."""
+    ended = training(size, "--parallel", parallel, "--timeout", 20, function=interrupted, before=(rank, 7, signal.SIGKILL)).wait()
     assert ended.pop(rank).status == -signal.SIGKILL
     assert one_sentence(ended).startswith(f"no answer from rank {rank} on ")
     assert metrics(tmp_path / "run")[-1]["step"] in (6, 7)
-    assert all(one.status == 0 for one in training(size, *flags, "--resume", name="again").wait())
+    assert main(["train", "--engine", "torch", "--device", "cpu", "--resume", "--no-look", "--out", str(tmp_path / "run")]) == 0
     same_curve(tmp_path / "run", alone)
     assert not list((tmp_path / "run").rglob(".*"))
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_process_that_hangs_is_named(rank, training):
-    ranks = training(3, "--timeout", 2, function=interrupted, before=(rank, 7, signal.SIGSTOP))
+    ranks = training(3, "--timeout", 1, function=interrupted, before=(rank, 7, signal.SIGSTOP))
     others = [process for number, process in enumerate(ranks.processes) if number != rank]
     for process in others:
         process.join(30)
     ranks.signal(rank, signal.SIGKILL)
     ended = ranks.wait()
     assert ended.pop(rank).status == -signal.SIGKILL
-    assert one_sentence(ended).startswith(f"no answer from rank {rank} on ") and "--timeout 2 s" in one_sentence(ended)
+    assert one_sentence(ended).startswith(f"no answer from rank {rank} on ") and "--timeout 1 s" in one_sentence(ended)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_divergence_is_said_once(parallel, training, tmp_path):
     ended = training(2, "--parallel", parallel, "--lr", "1e30", "--warmup-steps", 1).wait()
     assert one_sentence(ended).startswith("training diverged at step 2: loss ")
+
+
+def defective(*arguments):
+    if os.environ["RANK"] == "1":
+        train.learning_rate = None
+    return command(*arguments)
+
+
+def test_a_defect_shows_where_it_is_and_ends_all(training):
+    """A traceback of the process that has it, and nothing of the other, which lost it."""
+    ended = training(2, function=defective).wait()
+    assert [one.status for one in ended] == [2, 1]
+    assert ended[1].err.count("Traceback") == 1 and "TypeError" in ended[1].err
+    assert not ended[0].err
 
 
 def full_disk(*arguments):
@@ -98,7 +115,6 @@ def own(rank, arguments=None, **settings):
                                                       "grad_accum_steps 2 = 2, got 3"),
     (["--dim", 15], 2, "dim must be divisible by n_heads, got 15 and 2"),
     (["--data", "nowhere.txt"], 2, "nowhere.txt"),
-    (["--resume"], 2, "holds no run to resume"),
     (["--device", "cuda:1"], 2, "device"),
     (["--timeout", 0], 2, "argument --timeout: it must be greater than 0, got 0.0"),
 ])
@@ -111,6 +127,17 @@ def test_other_settings(training, documents, tmp_path):
     said = one_sentence(training(3, settings=own(2, arguments)).wait())
     assert said.startswith("--lr must be the same in all processes, got 0.003 in rank 0 on ") and ", and 0.002 in rank 2 on " in said
     assert not (tmp_path / "run").exists()
+
+
+def other_version(*arguments):
+    if os.environ["RANK"] == "1":
+        opening.metadata.version = lambda package: "9.9"
+    return command(*arguments)
+
+
+def test_other_versions(training):
+    said = one_sentence(training(2, function=other_version).wait())
+    assert said.startswith("the version of numpy must be the same in all processes, got ") and ", and 9.9 in rank 1 on " in said
 
 
 def test_another_text(documents, tmp_path):
