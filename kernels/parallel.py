@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ class Buckets:
         self.matrices = len(self.flat) - sizes[GAINS]
         self.buckets = dict(zip(sizes, self.flat.split(list(sizes.values()))))
 
-    @property
+    @cached_property
     def views(self):
         """dict name -> tensor, in the model's order; where all parts are here."""
         places = self.layout.places
