@@ -24,7 +24,7 @@ def settled(monkeypatch, tmp_path):
     """A `train` that settles everything and trains nothing, on a machine of 8 GB."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minillama.report.plan.total_memory", lambda: 8_000_000_000)
-    monkeypatch.setattr("minillama.train.train", lambda request, watcher: 0)
+    monkeypatch.setattr("minillama.train.train", lambda request, watcher, world: 0)
     return tmp_path
 
 
