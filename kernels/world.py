@@ -17,6 +17,7 @@ import signal
 import time
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
+from threading import Event, Thread
 from uuid import uuid4
 
 import torch
@@ -26,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from minillama.errors import InputError, Told, sentence
 
 CONNECT = 300.0  # seconds that the processes of a start wait for each other at most
+GLOO = "gloo/", "caused pair closure"  # in the messages of a connection that is lost: the place in its source, or none
 ROLL_CALL = 3.0  # seconds to answer
 
 
@@ -44,6 +46,7 @@ class World:
         self.restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
         self._exit = ExitStack()
         self._serving = False
+        self._ended, self._answering = Event(), Thread(target=self._answer, daemon=True)
 
     # ------------------------------------------------------------------------------------------------------------- begin and end
 
@@ -58,6 +61,7 @@ class World:
                                     timeout=timedelta(seconds=self.timeout))
             self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
             self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+            self._answering.start()
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(f"rank {self.rank} must reach the other processes at {address} within {wait:g} s: {_reason(error)}") from None
         if self.rank:
@@ -99,37 +103,43 @@ class World:
         try:
             if error is None or kind in (KeyboardInterrupt, Told):
                 return
-            lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+            lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(part in str(error) for part in GLOO))
             if lost:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)    # torchrun sends it when one has died: first we say which
-            absent = self._absent() if lost else []
+            absent = _in_time(self._absent) if lost else []
             if not self._is_first_to_report():
                 raise Told from None
             if lost:
                 raise InputError(self._who_is_lost(absent, error)) from None
         finally:
             self._exit.close()
+            self._ended.set()
+            self._answering.join(ROLL_CALL)
             with suppress(RuntimeError, ValueError):
                 dist.destroy_process_group()
 
+    def _answer(self):
+        """Answer when the roll is called, whatever this process is waiting for: one that was killed or stopped cannot."""
+        with suppress(RuntimeError):
+            while not self._ended.wait(0.5):
+                if self._store.check(["roll"]):
+                    self._store.set(f"here/{self.rank}", "")
+                    return
+
     def _absent(self):
-        """The ranks that do not say in time that they are here: a process that hangs or has ended cannot."""
-        names = [f"here/{rank}" for rank in range(self.size)]
-        with suppress(RuntimeError):                             # the store is gone with its machine
-            self._store.set(names[self.rank], "")
-            end = time.monotonic() + ROLL_CALL
-            while absent := [rank for rank, name in enumerate(names) if not self._store.check([name])]:
-                if time.monotonic() > end:
-                    break
-                time.sleep(0.05)
-            return absent
-        return None
+        """Call the roll: the ranks that do not answer in time. If all do, those that have not met the error: what they are in hangs."""
+        self._store.set("roll", "")
+        self._store.set(f"lost/{self.rank}", "")
+        end = time.monotonic() + ROLL_CALL
+        while True:
+            silent, others = ([rank for rank in range(self.size) if not self._store.check([f"{key}/{rank}"])] for key in ("here", "lost"))
+            if not silent + others or time.monotonic() > end:
+                return silent or others
+            time.sleep(0.05)
 
     def _is_first_to_report(self):
-        try:
-            return self._store.add("reported", 1) == 1
-        except RuntimeError:
-            return self.local_rank == 0                          # the store is gone with its machine: once per machine, then
+        number = _in_time(lambda: self._store.add("reported", 1))
+        return self.local_rank == 0 if number is None else number == 1  # None: the store is gone with its machine; once per machine, then
 
     def _who_is_lost(self, absent, error):
         if absent is None:
@@ -220,6 +230,20 @@ def _without_log():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _in_time(function):
+    """function(), which asks the store; None if there is no answer. A machine that is cut off may leave the caller waiting for ever."""
+    answer = []
+
+    def call():
+        with suppress(RuntimeError):
+            answer.append(function())
+
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(2 * ROLL_CALL)
+    return answer[0] if answer else None
 
 
 def _reason(error):

@@ -1,9 +1,16 @@
 """The real torchrun: it starts the processes, and starts them again when one has died."""
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
-from ranks import SHAPE, same_curve
+from ranks import SHAPE, Ranks, same_curve
+
+from kernels import world
+from minillama.errors import InputError, Told
+from minillama.world import open_world
 
 WORKER = """
 import os, signal, sys
@@ -28,3 +35,33 @@ def test_goes_on_after_a_process_was_killed(documents, alone, tmp_path, monkeypa
     assert ended.stderr.count("error: ") == ended.stderr.count("no answer from rank 1") == 1, ended.stderr
     same_curve(tmp_path / "run", alone)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def lose_one():
+    """Rank 1 dies, and rank 0 notices, while rank 2 waits for rank 0 alone."""
+    try:
+        with open_world(20) as others:
+            if others.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if others.rank == 0:
+                others.any(False)
+            others.same(None)
+    except Told:
+        return 2
+    except InputError as error:
+        print(error)
+        return 2
+
+
+def test_who_only_waits_is_not_named(tmp_path):
+    ended = Ranks(tmp_path, 3, lose_one).wait()
+    assert [one.status for one in ended] == [2, -signal.SIGKILL, 2], ended
+    said = "".join(one.out for one in ended)
+    assert said.startswith("no answer from rank 1 on ") and said.count("rank") == said.count("\n") == 1, said
+
+
+def test_a_store_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(world, "ROLL_CALL", 0.01)
+    assert world._in_time(Event().wait) is None
+    monkeypatch.undo()
+    assert world._in_time(lambda: 3) == 3
