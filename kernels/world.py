@@ -55,12 +55,12 @@ class World:
         try:
             with _without_log():
                 store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timedelta(seconds=wait)))
-            self._store, self._nodes = self._gather_at_start(store, wait)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=dist.PrefixStore("groups", self._store), rank=self.rank, world_size=self.size,
-                                    timeout=timedelta(seconds=self.timeout))
-            self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
-            self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+                self._store, self._nodes = self._gather_at_start(store, wait)
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=dist.PrefixStore("groups", self._store), rank=self.rank, world_size=self.size,
+                                        timeout=timedelta(seconds=self.timeout))
+                self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+                self._patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
             self._answering.start()
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(f"rank {self.rank} must reach the other processes at {address} within {wait:g} s: {_reason(error)}") from None
