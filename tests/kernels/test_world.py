@@ -122,6 +122,16 @@ def test_bad_input_is_said_once(flags, size, sentence, training):
     assert sentence in one_sentence(training(size, *flags).wait())
 
 
+@pytest.mark.parametrize("flags, missing", [([], "--resume"), (["--resume"], None)])
+def test_a_command_that_starts_again_must_find_what_it_wrote(flags, missing, training):
+    """With --resume it begins where there is nothing yet; --out is given here."""
+    ended = training(2, *flags, "--steps", 1, TORCHELASTIC_MAX_RESTARTS=3).wait()
+    if missing:
+        assert one_sentence(ended).startswith(f"torchrun --max-restarts needs {missing}: the command that starts again must find ")
+    else:
+        assert [one.status for one in ended] == [0, 0], ended
+
+
 def test_other_settings(training, documents, tmp_path):
     arguments = ["train", "--engine", "torch", "--device", "cpu", "--data", documents, "--out", tmp_path / "run", *SHAPE, "--lr", 2e-3]
     said = one_sentence(training(3, settings=own(2, arguments)).wait())
