@@ -104,7 +104,7 @@ class Parallel(TorchEngine):
         return torch.where(both[0].isfinite(), reference.coefficient_of(self._result[1], self.recipe.grad_clip), 0)
 
     def loss(self, tokens, targets):
-        check_tokens(tokens, self.config)
+        check_tokens(tokens, self.config)                        # the rows of all, so that all refuse alike
         nats, count = super().loss(*rows_of(self.world.rank, self.world.size, (tokens, targets)))
         both = torch.tensor((nats, count), dtype=torch.float64, device=self.device)
         dist.all_reduce(both)
@@ -181,7 +181,7 @@ class Layout:
         for name in sorted(shapes, key=lambda name: name.endswith(".w2")):
             bucket = GAINS if len(shapes[name]) == 1 else name.rpartition(".")[0] or name
             buckets.setdefault(bucket, []).append(name)
-        buckets[GAINS] = buckets.pop(GAINS)
+        buckets[GAINS] = buckets.pop(GAINS)                      # last
         self.shapes, self.places, self.part = shapes, {}, {}
         for bucket, names in buckets.items():
             stop = 0
@@ -229,7 +229,6 @@ class Replicated(Parallel):
             self._grads = Buckets(layout, self.world.size, torch.float32, self.device)
             self._own_grads, self._m, self._v = (own(torch.float32) for _ in range(3))
         self._fill("params", params)
-        self._spread()
         self.model = Llama(self.config, kernels, self.attention, params=self._whole.views)
         self._take_gradients()
 
@@ -247,14 +246,15 @@ class Replicated(Parallel):
     def _tensors(self):
         return dict(self.model.named_parameters()), self._grads.views
 
-    def load_state(self, state):
-        super().load_state(state)
-        self._spread()
+    def _fill(self, kind, arrays):
+        super()._fill(kind, arrays)
+        if kind == "params":
+            if self._rounded:
+                self._rounded.flat.copy_(self._params.flat)
+            self._spread()
 
     def _spread(self):
-        """Round this process's part, send it to all, and receive theirs."""
-        if self._rounded:
-            self._rounded.flat.copy_(self._params.flat)
+        """Send this process's part of the parameters to all, in the dtype that they compute with, and receive theirs."""
         own = (self._rounded or self._params).buckets
         for work in [all_gather(whole, own[bucket], async_op=True) for bucket, whole in self._whole.buckets.items()]:
             work.wait()

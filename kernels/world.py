@@ -38,6 +38,7 @@ class World:
     local_rank, local_size: on this machine
     machines:               number of them
     restarts:               True if torchrun starts the processes again when one has died
+    timeout:                seconds that one waits for another
     """
 
     def __init__(self, rank, size, local_rank, local_size, timeout):
@@ -192,13 +193,10 @@ class World:
 
     def first(self, function, engine):
         if self.rank == 0:
-            outcome = "done"
+            self._serving, outcome = True, "failed"
             try:
-                self._serving = True
                 function()
-            except BaseException as error:
-                outcome = "failed"
-                raise error
+                outcome = "done"
             finally:
                 self._serving = False
                 with suppress(RuntimeError):

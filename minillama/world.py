@@ -75,7 +75,7 @@ def open_world(timeout):
     for name, value, limit in (("RANK", rank, size), ("LOCAL_RANK", local_rank, local_size)):
         if value >= limit:
             raise InputError(f"{name} must be below the number of processes, {limit}, got {value}")
-    from .engine.factory import kernels_module
+    from .engine.factory import kernels_module  # here, because it imports NumPy: --help does without
 
     try:
         module = kernels_module("world")

@@ -9,7 +9,7 @@ The embedding is a lookup and costs no arithmetic, hence P - V D. Kaplan et al. 
 """
 from ..config import PRESETS
 from ..errors import InputError
-from ..machine import total_memory
+from ..machine import has_cuda, total_memory
 from ..nn import count_params
 
 A100_FLOPS = 312e12  # bfloat16, dense, one A100-80GB
@@ -51,17 +51,16 @@ def check_memory(config, engine):
 
     Args:
         config: RunConfig
-        engine: EngineConfig    settled. What a GPU holds is not counted here: only the parameters pass through this machine's memory
+        engine: EngineConfig    settled. What a GPU holds is not counted here: only the parameters pass through this machine's memory, and
+                                of several processes with GPUs only a tensor at a time
 
     Raises:
         InputError: with the bytes needed, and there
     """
     recipe, there = config.train, total_memory()
     rows = recipe.batch_size * recipe.grad_accum_steps
-    needed = {
-        "the model": 4 * count_params(config.model),
-        "the batch of a step": 5 * 8 * rows * recipe.seq_len,    # ids and targets in int64, and what they are made of
-    }
+    needed = {} if engine.parallel and engine.device != "cpu" and has_cuda() else {"the model": 4 * count_params(config.model)}
+    needed["the batch of a step"] = 5 * 8 * rows * recipe.seq_len  # ids and targets in int64, and what they are made of
     if engine.name == "numpy" or engine.device == "cpu":
         needed["training"] = train_memory(config.model, recipe.batch_size, recipe.seq_len)["total"]
     for what, size in needed.items():

@@ -4,7 +4,8 @@ import shutil
 import signal
 
 import pytest
-from ranks import SHAPE, Ranks, command, interrupted, metrics, same_curve
+from helpers import metrics
+from ranks import SHAPE, Ranks, command, interrupted, same_curve
 from tolerances import TWIN_RUN
 
 from minillama import train

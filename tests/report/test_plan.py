@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from minillama.config import ModelConfig, TrainConfig, preset
-from minillama.report.plan import flops_per_token, plan, train_memory
+from minillama.config import EngineConfig, ModelConfig, TrainConfig, preset
+from minillama.errors import InputError
+from minillama.report.plan import check_memory, flops_per_token, plan, train_memory
+from minillama.run.config import settle
 
 PEAK = """
 import sys
@@ -56,3 +58,17 @@ def test_time_on_this_machine():
 
 def test_figures_are_json():
     json.dumps(plan(ModelConfig(**preset("nano").model), TrainConfig(**preset("nano").train), "nano"), allow_nan=False)
+
+
+@pytest.mark.parametrize("parallel, device, cuda, refused", [
+    (None, None, True, True), ("fsdp", "cpu", True, True), ("fsdp", None, False, True), ("fsdp", None, True, False),
+])
+def test_a_model_larger_than_this_machine(parallel, device, cuda, refused, monkeypatch):
+    """65B has 261 GB of parameters. Several processes with GPUs draw or read them tensor by tensor; all others hold them here."""
+    monkeypatch.setattr("minillama.report.plan.total_memory", lambda: 200_000_000_000)
+    monkeypatch.setattr("minillama.report.plan.has_cuda", lambda: cuda)
+    config, engine = settle({"preset": "65B"}), EngineConfig("torch", device, parallel=parallel)
+    if not refused:
+        return check_memory(config, engine)
+    with pytest.raises(InputError, match="the model needs about 261 GB of memory .*, and this machine has 200 GB"):
+        check_memory(config, engine)
