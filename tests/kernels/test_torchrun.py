@@ -25,7 +25,7 @@ def test_goes_on_after_a_process_was_killed(documents, alone, tmp_path, monkeypa
     common = ["train", "--engine", "torch", "--device", "cpu", "--data", documents, *map(str, SHAPE)]
     (tmp_path / "worker.py").write_text(WORKER)
     here = Path(__file__).resolve().parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parents[1]}")
+    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, (here, *here.parents[:2]))))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     ended = subprocess.run([*launch, tmp_path / "worker.py", *common, "--resume", "--out", tmp_path / "run"],

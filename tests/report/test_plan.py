@@ -70,5 +70,5 @@ def test_a_model_larger_than_this_machine(parallel, device, cuda, refused, monke
     config, engine = settle({"preset": "65B"}), EngineConfig("torch", device, parallel=parallel)
     if not refused:
         return check_memory(config, engine)
-    with pytest.raises(InputError, match="the model needs about 261 GB of memory .*, and this machine has 200 GB"):
+    with pytest.raises(InputError, match=r"the model needs about 261 GB of memory .*, and this machine has 200 GB"):
         check_memory(config, engine)
